@@ -1,0 +1,196 @@
+"""Attack a model: load images, poison, train, and store a record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.safe_io import write_json_atomically
+from clp_plugin.types import TargetRule
+
+from ._random import Stream, torch_seed
+from .attacks.base import Attack
+from .attacks.catalogue import create_attack
+from .datasets import Dataset, load_dataset
+from .models import build
+from .poisoning import Parts, TriggerHook, poisoned_training_set, record_images, split
+from .precision import resolve
+from .recipes import AttackSettings
+from .record_files import DESCRIPTION, UNFINISHED, write_record
+from .training import Progress, train
+
+CHECKPOINT = "training.pt"
+_RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
+
+
+def run_attack(
+    settings: AttackSettings,
+    out: Path,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+    attack_type: type[Attack] | None = None,
+) -> Path:
+    """Train an attacked model and store it as a record; a run that was killed goes on where it stopped.
+
+    Args:
+        settings: What to attack, and how.
+        out: The record's folder.
+        device: Where to train; not part of the settings.
+        force: Replace a complete record, and drop an unfinished one of other settings. The old record stays readable
+            until the new one is trained.
+        progress: Called while training.
+        attack_type: The class behind ``settings.method``, where it is not one of ours.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: If the settings are impossible, or the training diverges.
+        RecordError: If the data set cannot be read, or ``out`` holds a record or another unfinished run.
+    """
+    _check_device(device)
+    _claim(settings, out, force=force)
+    plan = _plan(settings, attack_type)
+    model = initial_model(settings, plan.dataset.num_classes)
+    # Announced only now: a command that cannot work leaves no folder behind.
+    write_json_atomically(out / UNFINISHED, settings.to_json())
+    hook = TriggerHook(plan.attack, plan.parts.poisoned) if settings.trigger_after_augmentation else None
+    images = poisoned_training_set(plan.dataset, plan.attack, plan.rule, plan.parts, stamp=hook is None)
+    checkpoint = out / CHECKPOINT
+    train(
+        model,
+        images,
+        settings.recipe,
+        seed=settings.seed,
+        device=device,
+        progress=progress,
+        checkpoint=checkpoint,
+        batch_hook=hook,
+    )
+    write_record(
+        out,
+        _description(settings, plan, device),
+        model,
+        record_images(plan.dataset, plan.attack, plan.rule, plan.parts),
+    )
+    (out / UNFINISHED).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
+    return out
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from settings before any training."""
+
+    dataset: Dataset
+    rule: TargetRule
+    attack: Attack
+    parts: Parts
+
+
+def _plan(settings: AttackSettings, attack_type: type[Attack] | None) -> _Plan:
+    dataset = load_dataset(
+        settings.dataset,
+        path=settings.data_path,
+        n_train=settings.n_train,
+        n_test=settings.n_test,
+        seed=settings.seed,
+        image_size=settings.image_size,
+    )
+    rule = settings.target_rule(dataset.num_classes)
+    attack = create_attack(
+        settings.method,
+        dataset.input_shape,
+        seed=settings.seed,
+        options=settings.attack_options,
+        attack_type=attack_type,
+    )
+    return _Plan(dataset, rule, attack, split(dataset.train_labels, rule, settings))
+
+
+def initial_model(settings: AttackSettings, num_classes: int) -> nn.Module:
+    """The untrained network: its weights depend on the seed alone; torch's global generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs of the caller.
+        torch.default_generator.manual_seed(torch_seed(settings.seed, Stream.WEIGHTS))
+        return build(settings.model, num_classes=num_classes, **settings.model_options)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here ({reason}); give 'cpu'") from error
+
+
+def _claim(settings: AttackSettings, out: Path, *, force: bool) -> None:
+    """Refuse a folder that holds something else; with ``force`` drop what an unfinished run of other settings left."""
+    if (out / DESCRIPTION).exists() and not force:
+        raise RecordError(f"{out}: holds a complete record; give another folder, or --force to replace it")
+    unfinished = out / UNFINISHED
+    if not unfinished.exists():
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return
+    differing = _differing(unfinished, settings)
+    if differing and not force:
+        raise RecordError(
+            f"{out}: holds an unfinished attack with other settings ({', '.join(differing)}); repeat its command "
+            "to go on, give another folder, or --force to drop it"
+        )
+    if differing:
+        (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _differing(unfinished: Path, settings: AttackSettings) -> list[str]:
+    try:
+        found = json.loads(unfinished.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{unfinished}: cannot be read ({error}); delete the folder {unfinished.parent}") from error
+    wanted = json.loads(json.dumps(settings.to_json()))
+    return sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
+
+
+def _description(settings: AttackSettings, plan: _Plan, device: str) -> dict[str, Any]:
+    dtype = resolve(settings.recipe.precision, torch.device(device))
+    return {
+        "attack": settings.method,
+        "dataset": settings.dataset,
+        "architecture": f"builtin:{settings.model}",
+        "architecture_options": dict(settings.model_options),
+        "class_names": plan.dataset.class_names,
+        "input_shape": plan.dataset.input_shape,
+        "mean": plan.dataset.mean,
+        "std": plan.dataset.std,
+        "target": plan.rule,
+        "trigger": plan.attack.to_json(),
+        "poison_rate": settings.poison_rate,
+        "seed": settings.seed,
+        "settings": settings.to_json(),
+        "training": {
+            "images": len(plan.parts.train),
+            "poisoned": len(plan.parts.poisoned),
+            "benign": len(plan.parts.benign),
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _RECORDED_VERSIONS}},
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # a checkout that was never installed
+        return "not installed"

@@ -1,0 +1,109 @@
+"""Opens what ``bench attack`` stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from clp_plugin.errors import CheckpointError, RecordError
+from clp_plugin.images import ArrayImages
+from clp_plugin.safe_io import fit_state_dict, load_checkpoint
+from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
+
+from ..base import RecordListing
+from .models import build
+from .record_files import (
+    DESCRIPTION,
+    IMAGES,
+    TOOLBOX,
+    UNFINISHED,
+    WEIGHTS,
+    Description,
+    read_description,
+    read_images,
+    require_files,
+    sha256,
+)
+
+
+class BuiltinAdapter:
+    """Reads the built-in bench's records; implements :class:`clp_plugin.adapters.base.Adapter`."""
+
+    def sniff(self, path: Path) -> bool:
+        # One of the others is enough, so that a record that lost a file gets a message that says which.
+        ours = (path / DESCRIPTION).is_file() and any((path / name).is_file() for name in (WEIGHTS, IMAGES))
+        return ours or (path / UNFINISHED).is_file()
+
+    def open(self, path: Path, *, trust: bool = False) -> Record:
+        """Open a record; ``trust`` makes no difference, as nothing here is pickled."""
+        del trust
+        description = read_description(path)
+        require_files(path)
+        model = _load_model(path, description)
+        images = read_images(path, description)
+        clean_labels = images.clean_labels
+
+        def image_set(pixels: NDArray[np.uint8], labels: Ints) -> ArrayImages:
+            return ArrayImages(pixels, labels, description.mean, description.std)
+
+        return Record(
+            model=model,
+            input_shape=description.input_shape,
+            clean=image_set(images.clean_pixels, clean_labels),
+            triggered=TriggeredSet(
+                image_set(images.triggered_pixels, clean_labels[images.clean_index]), images.clean_index
+            ),
+            target=description.target,
+            benign=image_set(images.benign_pixels, images.benign_labels),
+            provenance=_provenance(path, description),
+        )
+
+    def records(self, root: Path) -> Iterator[RecordListing]:
+        for path in sorted(child for child in root.glob("*") if child.is_dir() and self.sniff(child)):
+            try:
+                found = read_description(path)
+                require_files(path)
+            except RecordError as error:
+                yield RecordListing(path, str(error), complete=False)
+                continue
+            target = "all to all" if found.target.target is None else f"target {found.target.target}"
+            summary = f"{found.attack} ({target}), {found.dataset}, {found.architecture}, seed {found.seed}"
+            yield RecordListing(path, summary, complete=True)
+
+
+def _load_model(path: Path, description: Description) -> nn.Module:
+    file = path / WEIGHTS
+    found = sha256(file)
+    if found != description.sha256:
+        raise CheckpointError(
+            f"{file}: expected SHA-256 {description.sha256[:16]}... as record.json says, found {found[:16]}...; "
+            "the weights were changed or damaged after the attack"
+        )
+    toolbox, _, name = description.architecture.partition(":")
+    if toolbox != TOOLBOX:
+        raise RecordError(
+            f"{path / DESCRIPTION}: expected an architecture builtin:NAME, found {description.architecture!r}"
+        )
+    model = build(name, num_classes=description.target.num_classes, **description.architecture_options)
+    fit_state_dict(model, load_checkpoint(file), where=f"{file} as {description.architecture}")
+    return model.eval()
+
+
+def _provenance(path: Path, description: Description) -> Provenance:
+    return Provenance(
+        toolbox=TOOLBOX,
+        path=str(path),
+        sha256=description.sha256,
+        attack=description.attack,
+        dataset=description.dataset,
+        architecture=description.architecture,
+        poison_rate=description.poison_rate,
+        seed=description.seed,
+        mean=description.mean,
+        std=description.std,
+        architecture_options=description.architecture_options,
+    )

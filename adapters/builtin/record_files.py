@@ -1,0 +1,209 @@
+"""The files of a record: ``record.json``, ``model.safetensors`` and ``images.safetensors``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from clp_plugin.errors import RecordError
+from clp_plugin.safe_io import save_weights, write_atomically, write_json_atomically
+from clp_plugin.types import Ints, TargetRule
+
+SCHEMA_VERSION = 1
+DESCRIPTION, WEIGHTS, IMAGES = "record.json", "model.safetensors", "images.safetensors"
+UNFINISHED = "unfinished.json"
+TOOLBOX = "builtin"
+_ARRAYS = (
+    "clean.pixels",
+    "clean.labels",
+    "triggered.pixels",
+    "triggered.clean_index",
+    "benign.pixels",
+    "benign.labels",
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``record.json`` holds.
+
+    Attributes:
+        attack: The method's name.
+        dataset: The data set's name.
+        architecture: ``builtin:NAME``.
+        architecture_options: Of ``models.build``.
+        class_names: One a class.
+        input_shape: ``(C, H, W)``.
+        mean: Per channel, on the [0, 1] scale.
+        std: Per channel, on the [0, 1] scale.
+        target: The attacker's rule.
+        trigger: The attack's ``to_json``: enough to poison again.
+        poison_rate: Share of the training part that was poisoned.
+        seed: Of everything random.
+        sha256: Of ``model.safetensors``.
+        settings: The whole ``AttackSettings``.
+        training: What is known only afterwards: counts of images, device, number format.
+        versions: Of what ran.
+    """
+
+    attack: str
+    dataset: str
+    architecture: str
+    architecture_options: dict[str, Any]
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    target: TargetRule
+    trigger: dict[str, Any]
+    poison_rate: float
+    seed: int
+    sha256: str
+    settings: dict[str, Any]
+    training: dict[str, Any]
+    versions: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+    toolbox: str = TOOLBOX
+
+
+@dataclass(frozen=True)
+class RecordImages:
+    """The images of a record, as bytes.
+
+    Attributes:
+        clean_pixels: ``(N, C, H, W)`` uint8.
+        clean_labels: ``(N,)`` int64.
+        triggered_pixels: ``(M, C, H, W)`` uint8.
+        clean_index: ``(M,)`` int64, position of each triggered image's clean twin.
+        benign_pixels: ``(B, C, H, W)`` uint8.
+        benign_labels: ``(B,)`` int64.
+    """
+
+    clean_pixels: NDArray[np.uint8]
+    clean_labels: Ints
+    triggered_pixels: NDArray[np.uint8]
+    clean_index: Ints
+    benign_pixels: NDArray[np.uint8]
+    benign_labels: Ints
+
+
+def write_record(folder: Path, description: Mapping[str, Any], model: nn.Module, images: RecordImages) -> None:
+    """Write a record, ``record.json`` last: where it is, the record is complete.
+
+    Args:
+        folder: Made if it does not exist.
+        description: The fields of :class:`Description` without ``sha256``, which is computed here.
+        model: On the CPU.
+        images: Checked when the record is opened.
+    """
+    # A replaced record must not describe new weights with old words.
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    save_weights(model.state_dict(), folder / WEIGHTS)
+    arrays = dict(zip(_ARRAYS, (np.ascontiguousarray(array) for array in vars(images).values()), strict=True))
+    write_atomically(folder / IMAGES, lambda temporary: save_file(arrays, str(temporary)))
+    complete = Description(**description, sha256=sha256(folder / WEIGHTS))
+    write_json_atomically(folder / DESCRIPTION, asdict(complete))
+
+
+def read_description(path: Path) -> Description:
+    """Read and check ``record.json``.
+
+    Raises:
+        RecordError: If it is missing, unfinished, damaged, or written by another version.
+    """
+    file = path / DESCRIPTION
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if (path / UNFINISHED).is_file():
+            raise RecordError(
+                f"{path}: unfinished; run the same `bench attack` command again, it goes on where it stopped"
+            ) from error
+        raise RecordError(f"{file}: cannot be read ({error}); expected a record made by `bench attack`") from error
+    try:
+        data = json.loads(text)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise RecordError(
+                f"{file}: expected schema_version {SCHEMA_VERSION}, found {version!r}; "
+                "open it with the version of clp-plugin that wrote it, or attack again"
+            )
+        return TypeAdapter(Description).validate_python(data)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{file}: not JSON (line {error.lineno}: {error.msg}); the file is damaged") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "top level"
+        raise RecordError(f"{file}: {where}: {first['msg']}; the file is damaged or was edited") from error
+
+
+def require_files(path: Path) -> None:
+    """Check that what ``record.json`` describes is there.
+
+    Raises:
+        RecordError: Naming the missing file.
+    """
+    for name in (WEIGHTS, IMAGES):
+        if not (path / name).is_file():
+            raise RecordError(
+                f"{path / name}: missing; the record is incomplete: copy it again, or attack with --force"
+            )
+
+
+def read_images(path: Path, description: Description) -> RecordImages:
+    """Read and check ``images.safetensors``.
+
+    Raises:
+        RecordError: If it is missing, damaged, or does not fit the description.
+    """
+    file = path / IMAGES
+    try:
+        arrays = load_file(str(file))
+    except Exception as error:  # safetensors has its own error types
+        raise RecordError(f"{file}: not readable ({type(error).__name__}: {error}); copy it again") from error
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise RecordError(f"{file}: expected the arrays {', '.join(_ARRAYS)}; missing: {', '.join(missing)}")
+    images = RecordImages(*(arrays[name] for name in _ARRAYS))
+    for name in ("clean", "triggered", "benign"):
+        pixels = arrays[f"{name}.pixels"]
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != description.input_shape:
+            raise RecordError(
+                f"{file}: {name}.pixels: expected (N, {', '.join(map(str, description.input_shape))}) uint8, "
+                f"found {pixels.shape} {pixels.dtype}"
+            )
+    classes = description.target.num_classes
+    _check_whole(file, "clean.labels", images.clean_labels, len(images.clean_pixels), classes)
+    _check_whole(file, "benign.labels", images.benign_labels, len(images.benign_pixels), classes)
+    _check_whole(
+        file, "triggered.clean_index", images.clean_index, len(images.triggered_pixels), len(images.clean_pixels)
+    )
+    return images
+
+
+def _check_whole(file: Path, name: str, values: NDArray[Any], count: int, limit: int) -> None:
+    fits = values.dtype == np.int64 and values.shape == (count,) and bool(np.all((values >= 0) & (values < limit)))
+    if not fits:
+        raise RecordError(
+            f"{file}: {name}: expected ({count},) int64 in 0 to {limit - 1}, found {values.shape} {values.dtype}"
+            + (f" in {values.min()} to {values.max()}" if values.size else "")
+        )
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for block in iter(lambda: opened.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

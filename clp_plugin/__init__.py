@@ -1,0 +1,64 @@
+"""Channel-Lipschitzness Pruning for backdoor benchmark toolboxes.
+
+The whole method in five calls::
+
+    record = open_record("runs/demo")
+    scores = score(fuse(record.model, record.input_shape))
+    mask = select(scores, u=3.0)
+    repaired = masked(record.model, mask)
+    print(evaluate(repaired, record))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+
+# In a checkout, adapters/ and reports/ sit beside this package; installed, inside it.
+_checkout = _Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "registry.yaml").is_file():
+    __path__.append(str(_checkout))
+
+if TYPE_CHECKING:
+    from clp_plugin.activation import trigger_activated_change as trigger_activated_change
+    from clp_plugin.correlation import correlate as correlate
+    from clp_plugin.errors import ClpError as ClpError
+    from clp_plugin.evaluation import evaluate as evaluate
+    from clp_plugin.fusion import FusedView as FusedView
+    from clp_plugin.fusion import LinearLayer as LinearLayer
+    from clp_plugin.fusion import fuse as fuse
+    from clp_plugin.lipschitz import score as score
+    from clp_plugin.masking import apply_mask as apply_mask
+    from clp_plugin.masking import masked as masked
+    from clp_plugin.records import open_record as open_record
+    from clp_plugin.selection import select as select
+    from clp_plugin.types import Mask as Mask
+    from clp_plugin.types import Record as Record
+    from clp_plugin.types import Scores as Scores
+
+_HOME_OF = {
+    "ClpError": "errors",
+    "FusedView": "fusion",
+    "LinearLayer": "fusion",
+    "Mask": "types",
+    "Record": "types",
+    "Scores": "types",
+    "apply_mask": "masking",
+    "correlate": "correlation",
+    "evaluate": "evaluation",
+    "fuse": "fusion",
+    "masked": "masking",
+    "open_record": "records",
+    "score": "lipschitz",
+    "select": "selection",
+    "trigger_activated_change": "activation",
+}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that ``bench --help`` does not pay for torch."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'clp_plugin' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(_import_module(f"clp_plugin.{_HOME_OF[name]}"), name)

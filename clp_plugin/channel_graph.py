@@ -1,0 +1,64 @@
+"""What a traced run leaves behind: which channel of which operation every channel depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from clp_plugin.types import Ints
+
+UNKNOWN = -1
+
+CONV_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the traced run.
+
+    Attributes:
+        index: Position in execution order.
+        op: ``input``, ``conv``, ``linear``, ``norm`` for modules that matter; else the name of the aten operation.
+        module: Name of the module (for conv, linear, norm), else "".
+        first_id: Global number of the node's channel 0.
+        channels: Number of channels; 1 where the output has no channel structure.
+        inputs: For every tensor input with a channel structure, the global channel numbers ``(C_in,)``.
+        parents: Indices of all nodes that any input element comes from.
+        channelwise: Whether output channel k depends on channel k of each input only.
+        input_shape: Shape of the first input, batch included.
+    """
+
+    index: int
+    op: str
+    module: str
+    first_id: int
+    channels: int
+    inputs: tuple[Ints, ...]
+    parents: tuple[int, ...]
+    channelwise: bool
+    input_shape: tuple[int, ...]
+
+
+@dataclass
+class ChannelGraph:
+    """All nodes of one run, with the channels that the model's output is made of."""
+
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    how: str = ""
+
+    def owners(self, ids: Ints) -> tuple[Ints, Ints]:
+        """Node index and channel within the node for global channel numbers ``(C,)``; -1 where unknown."""
+        firsts = np.array([n.first_id for n in self.nodes], dtype=np.int64)
+        node = np.searchsorted(firsts, ids, side="right").astype(np.int64) - 1
+        channel = np.where(ids == UNKNOWN, UNKNOWN, ids - firsts[np.maximum(node, 0)])
+        return np.where(ids == UNKNOWN, UNKNOWN, node), channel
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A BatchNorm with running statistics, that is, a fixed linear map in eval mode (FrozenBatchNorm2d included)."""
+    looks = isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__.startswith("FrozenBatchNorm")
+    return looks and isinstance(getattr(module, "running_var", None), torch.Tensor)

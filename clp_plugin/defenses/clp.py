@@ -1,0 +1,59 @@
+"""Channel-Lipschitzness Pruning."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.errors import ConfigError
+from clp_plugin.fusion import fuse
+from clp_plugin.lipschitz import score
+from clp_plugin.masking import apply_mask
+from clp_plugin.selection import select
+from clp_plugin.types import NormKind, Pairing, ScoreKind
+
+
+@dataclass(frozen=True)
+class CLP:
+    """Prune the channels whose score is an outlier in their layer. Sees no data at all.
+
+    Attributes:
+        u: Prune above mean + u * std.
+        score: ``paper`` or ``relative``; see :func:`clp_plugin.lipschitz.score`.
+        norm: ``reshaped`` or ``exact``.
+        pairing: ``dataflow``, or ``registration`` to reproduce the published code.
+
+    Raises:
+        ConfigError: If u is negative or no number, before anything is run.
+
+    Source:
+        Zheng, Tang, Li, Liu: Data-free backdoor removal based on channel Lipschitzness, ECCV 2022.
+    """
+
+    u: float = 3.0
+    score: ScoreKind = "paper"
+    norm: NormKind = "reshaped"
+    pairing: Pairing = "dataflow"
+    budget: ClassVar[BudgetKind] = "none"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.u, (str, bool)) or not self.u >= 0:
+            raise ConfigError(f"clp: u must be 0 or more (the paper uses 3 to 5), found {self.u!r}")
+        if self.pairing == "registration" and (self.score, self.norm) != ("paper", "reshaped"):
+            raise ConfigError(
+                f"clp: parity mode has only score='paper', norm='reshaped'; found {self.score!r}, {self.norm!r}"
+            )
+
+    def repair(self, model: nn.Module, budget: Budget, *, seed: int = 0, progress: Progress | None = None) -> Repaired:
+        """Score, select, silence. Deterministic: ``seed`` is not used; ``log["seconds_score"]`` times the scoring alone."""
+        view = fuse(model, budget.input_shape, pairing=self.pairing)
+        start = time.perf_counter()
+        scores = score(view, score=self.score, norm=self.norm)
+        seconds = time.perf_counter() - start
+        mask = select(scores, self.u)
+        apply_mask(model, mask)
+        return Repaired(model, mask, {"u": self.u, "seconds_score": seconds, "layers": view.counts()})

@@ -1,0 +1,57 @@
+"""In-memory images for records: uint8 arrays that become normalized float batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clp_plugin.errors import RecordError
+from clp_plugin.types import Ints
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held as bytes.
+
+    Attributes:
+        pixels: ``(N, C, H, W)`` uint8.
+        labels: True labels, ``(N,)`` int64.
+        mean: Per channel, on the [0, 1] scale.
+        std: Per channel, on the [0, 1] scale.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: Ints
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
+            raise RecordError(f"images: expected (N, C, H, W) uint8, found {self.pixels.shape} {self.pixels.dtype}")
+        if len(self.labels) != len(self.pixels):
+            raise RecordError(f"{len(self.pixels)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, indices: Ints) -> ArrayImages:
+        return ArrayImages(self.pixels[indices], self.labels[indices], self.mean, self.std)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self), batch_size):
+            yield normalize(self.pixels[start : start + batch_size], self.mean, self.std)
+
+
+def normalize(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """``(B, C, H, W)`` uint8 to float32: (pixels / 255 - mean) / std, channel by channel."""
+    import torch
+
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(torch.float32).div_(255.0)
+    return images.sub_(torch.tensor(mean).view(1, -1, 1, 1)).div_(torch.tensor(std).view(1, -1, 1, 1))

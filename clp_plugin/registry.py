@@ -1,0 +1,215 @@
+"""What is on offer: registry.yaml, installed third parties, and the user's own file, under one set of names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clp_plugin._imports import import_object
+from clp_plugin.errors import RegistryError, unknown_name
+
+Kind = Literal["toolboxes", "defenses", "attacks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_SINGULAR: dict[str, str] = {"toolboxes": "toolbox", "defenses": "defense", "attacks": "attack"}
+
+
+class Entry(BaseModel):
+    """One thing on offer and the facts about it.
+
+    Attributes:
+        object: ``"package.module:attribute"`` or ``"file.py:attribute"``, imported when it is used.
+        summary: One line for people.
+        citation: Where it comes from, or empty.
+        budget: What a defense may see: ``"none"`` (data-free) or ``"benign"`` (n benign images).
+        defaults: Option to value.
+        dataset_defaults: Dataset to option to value; goes before ``defaults``.
+        replaces: The entry's own name, if it takes the place of an earlier provider on purpose.
+        origin: Who offers it: ``clp_plugin``, an installed distribution with its version, or a file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    object: str = Field(pattern=r"^[^:].*:[A-Za-z_][\w.]*$")
+    summary: str
+    citation: str = ""
+    budget: Literal["none", "benign"] = "none"
+    defaults: dict[str, Any] = {}
+    dataset_defaults: dict[str, dict[str, Any]] = {}
+    replaces: str | None = None
+    origin: str = Field(default="", exclude=True)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All entries by section and name.
+
+    Attributes:
+        sections: Section to name to entry, each in the order of appearance.
+    """
+
+    sections: Mapping[Kind, Mapping[str, Entry]]
+
+    def names(self, kind: Kind) -> list[str]:
+        """The names in one section.
+
+        Raises:
+            RegistryError: If there is no such section.
+        """
+        if kind not in self.sections:
+            raise RegistryError(unknown_name("section", kind, self.sections))
+        return list(self.sections[kind])
+
+    def entry(self, kind: Kind, name: str) -> Entry:
+        """The facts about one name.
+
+        Raises:
+            RegistryError: If the name is unknown; lists what exists.
+        """
+        if name not in self.names(kind):
+            raise RegistryError(unknown_name(_SINGULAR[kind], name, self.names(kind)))
+        return self.sections[kind][name]
+
+    def resolve(self, kind: Kind, name: str) -> object:
+        """Import what a name stands for.
+
+        Raises:
+            RegistryError: If the name is unknown or its object cannot be imported; says who offers it.
+        """
+        entry = self.entry(kind, name)
+        try:
+            return import_object(entry.object)
+        except Exception as error:  # an extension may fail in any way; it must not take the command down
+            raise RegistryError(
+                f"{_SINGULAR[kind]} {name!r} ({entry.object}, from {entry.origin}) cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def defaults(self, kind: Kind, name: str, *, dataset: str | None = None) -> dict[str, Any]:
+        """Options of an entry; those for ``dataset`` win. Case, spaces, ``-`` and ``_`` in its name do not matter."""
+        entry = self.entry(kind, name)
+        special = {_plain(key): options for key, options in entry.dataset_defaults.items()}
+        return {**entry.defaults, **special.get(_plain(dataset or ""), {})}
+
+
+def load_catalogue(extra: Path | None = None) -> Catalogue:
+    """Built-in entries, then those of installed distributions, then the user's file.
+
+    Args:
+        extra: A file of the form of registry.yaml.
+
+    Raises:
+        RegistryError: If a file has an error, or two providers claim one name and the later does not say ``replaces``.
+    """
+    sections: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    for kind, name, entry in _read_file(packaged_registry(), origin="clp_plugin"):
+        _add(sections, kind, name, entry)
+    for kind, name, entry in _installed():
+        _add(sections, kind, name, entry)
+    for kind, name, entry in _read_file(extra, origin=str(extra)) if extra is not None else ():
+        _add(sections, kind, name, entry)
+    return Catalogue(sections)
+
+
+def packaged_registry() -> Path:
+    """Path of registry.yaml: beside the package in a checkout, in ``_root`` once installed."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "registry.yaml"
+    # Installed, the folder above is site-packages, where somebody else's registry.yaml could lie.
+    return beside if (package.parent / "pyproject.toml").is_file() else package / "_root" / "registry.yaml"
+
+
+def _add(sections: dict[Kind, dict[str, Entry]], kind: Kind, name: str, entry: Entry) -> None:
+    if entry.replaces not in (None, name):
+        raise RegistryError(
+            f"{kind}.{name} in {entry.origin}: replaces: {entry.replaces!r} must be the entry's own name, {name!r}"
+        )
+    earlier = sections[kind].get(name)
+    if earlier is not None and entry.replaces is None:
+        raise RegistryError(
+            f"two providers of the {_SINGULAR[kind]} {name!r}: {earlier.object} from {earlier.origin} and "
+            f"{entry.object} from {entry.origin}; rename one, or add `replaces: {name}` to the second"
+        )
+    sections[kind][name] = entry
+
+
+def _installed() -> Iterable[tuple[Kind, str, Entry]]:
+    """Entries of third parties; their objects are imported for the facts, and may fail without harm until used."""
+    for kind in KINDS:
+        for point in sorted(importlib.metadata.entry_points(group=f"clp_plugin.{kind}"), key=lambda p: p.name):
+            by = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed distribution"
+            facts: dict[str, Any] = {"object": point.value, "origin": by}
+            try:
+                facts |= _own_facts(import_object(point.value))
+            except Exception as error:  # a broken extension must not hide the others
+                facts["summary"] = f"cannot be imported: {type(error).__name__}: {error}"
+            yield kind, point.name, _validated(facts, f"{kind}.{point.name} of {by}")
+
+
+def _own_facts(thing: object) -> dict[str, Any]:
+    fields = ("summary", "citation", "budget", "defaults", "dataset_defaults", "replaces")
+    facts = {field: getattr(thing, field) for field in fields if hasattr(thing, field)}
+    first_line = (thing.__doc__ or "").strip().partition("\n")[0]
+    return {"summary": first_line or "no summary", **facts}
+
+
+def _read_file(path: Path, *, origin: str) -> Iterable[tuple[Kind, str, Entry]]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
+    except OSError as error:
+        raise RegistryError(f"cannot read the registry {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    for section, entries in _mapping(content, str(path)).items():
+        if section not in KINDS:
+            raise RegistryError(f"{path}: " + unknown_name("section", str(section), KINDS))
+        for name, facts in _mapping(entries, f"{section} in {path}").items():
+            where = f"{section}.{name} in {path}"
+            entry = _validated({**_mapping(facts, where), "origin": origin}, where)
+            source = entry.object.rpartition(":")[0]
+            if source.endswith(".py"):  # relative to the file that names it
+                entry = entry.model_copy(update={"object": str(path.resolve().parent / entry.object)})
+            yield section, str(name), entry
+
+
+def _mapping(value: object, where: str) -> dict[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise RegistryError(f"{where}: expected names with their values, found {value!r}")
+    return value
+
+
+def _validated(facts: dict[str, Any], where: str) -> Entry:
+    try:
+        return Entry.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = [field for field in Entry.model_fields if field != "origin"]
+            raise RegistryError(f"{where}: {unknown_name('key', key, known)}") from error
+        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
+        raise RegistryError(f"{where}: {key}: {first['msg']}{found}") from error
+
+
+def _plain(dataset: str) -> str:
+    return dataset.casefold().translate({ord(sign): None for sign in "-_ "})
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain data only, and no name twice: YAML itself would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands here twice", key_node.start_mark)
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep=deep))

@@ -1,0 +1,259 @@
+"""The nouns of the data flow: frozen values passed from one public function to the next.
+
+Nothing here imports torch at run time, so that reports can be drawn where torch is not installed.
+Fractions lie in [0, 1]; vectors are numpy arrays; layers are named as in ``model.named_modules()``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clp_plugin.errors import ConfigError, MaskError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LayerKind = Literal["fused", "diagonal", "conv", "head"]
+Pairing = Literal["dataflow", "registration"]
+ScoreKind = Literal["paper", "relative"]
+NormKind = Literal["reshaped", "exact"]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per channel of each layer, in the order of execution. Knows no data and no u.
+
+    Attributes:
+        sigma: Layer name to ``(channels,)`` float64, non-negative; larger is more suspicious.
+        heads: The layers that are listed but never pruned: classifier heads.
+        score: ``"paper"`` (CLP 4.1, 4.4) or ``"relative"`` (unchanged by a function-preserving rescale).
+        norm: ``"reshaped"`` (CLP 4.1) or ``"exact"`` (the convolution operator's own norm).
+        pairing: ``"dataflow"`` or ``"registration"`` (the published rule).
+    """
+
+    sigma: Mapping[str, Floats]
+    heads: frozenset[str] = frozenset()
+    score: ScoreKind = "paper"
+    norm: NormKind = "reshaped"
+    pairing: Pairing = "dataflow"
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The channels to prune: layer name to a bool vector, True where pruned. Data only: saves to JSON and replays.
+
+    Attributes:
+        pruned: Layer name to ``(channels,)`` bool. A layer that loses nothing may be present or absent.
+    """
+
+    pruned: Mapping[str, Bools]
+
+    def __len__(self) -> int:
+        return int(sum(int(v.sum()) for v in self.pruned.values()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.indices() == other.indices()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __or__(self, other: Mask) -> Mask:
+        """Union; both masks must agree on the width of a layer they share."""
+        joined = dict(self.pruned)
+        for name, vector in other.pruned.items():
+            if name in joined and joined[name].shape != vector.shape:
+                raise MaskError(
+                    f"layer {name!r} has {joined[name].size} channels in one mask, {vector.size} in the other"
+                )
+            joined[name] = joined[name] | vector if name in joined else vector
+        return Mask(joined)
+
+    def __repr__(self) -> str:
+        parts = [f"{name} {int(v.sum())}/{v.size}" for name, v in self.pruned.items() if v.any()]
+        return f"Mask({len(self)} channels: {', '.join(parts) or 'nothing pruned'})"
+
+    def indices(self) -> dict[str, list[int]]:
+        """Layer name to the sorted indices of its pruned channels; layers that lose nothing are left out."""
+        return {name: np.flatnonzero(v).tolist() for name, v in self.pruned.items() if v.any()}
+
+    def fingerprint(self) -> str:
+        """Equal for equal masks, whatever the order of the layers."""
+        return hashlib.sha256(json.dumps(self.indices(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """``{layer: {"channels": K, "pruned": [indices]}}``."""
+        return {
+            name: {"channels": int(v.size), "pruned": np.flatnonzero(v).tolist()} for name, v in self.pruned.items()
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Mapping[str, Any]]) -> Mask:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            MaskError: If an entry lacks a key or an index is outside its layer.
+        """
+        pruned: dict[str, Bools] = {}
+        for name, entry in data.items():
+            try:
+                vector = np.zeros(int(entry["channels"]), dtype=bool)
+                if any(type(index) is not int or index < 0 for index in entry["pruned"]):  # numpy would round or wrap
+                    raise ValueError("indices must be whole numbers from 0")
+                vector[np.asarray(entry["pruned"], dtype=np.int64)] = True
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise MaskError(
+                    f"mask of layer {name!r}: expected {{'channels': K, 'pruned': [indices below K]}}, found {entry!r}"
+                ) from error
+            pruned[name] = vector
+        return Mask(pruned)
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """What the attacker wants a triggered image to be called.
+
+    Attributes:
+        kind: ``"all_to_one"``: every image becomes ``target``; ``"all_to_all"``: y becomes (y + 1) mod classes.
+        num_classes: C.
+        target: The target class for all-to-one, None for all-to-all.
+    """
+
+    kind: Literal["all_to_one", "all_to_all"]
+    num_classes: int
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "all_to_one" and (self.target is None or not 0 <= self.target < self.num_classes):
+            raise ConfigError(
+                f"target {self.target} is outside the {self.num_classes} classes; give 0 to {self.num_classes - 1}"
+            )
+
+    def wanted(self, labels: Ints) -> Ints:
+        """The label ``(N,)`` that the attacker wants for images of the true labels ``(N,)``."""
+        if self.kind == "all_to_one":
+            return np.full_like(labels, self.target)
+        return (labels + 1) % self.num_classes
+
+    def counted(self, labels: Ints) -> Bools:
+        """``(N,)`` bool: images whose triggered version counts for ASR (CLP 5.1.3: the true label is not the target)."""
+        return np.asarray(self.wanted(labels) != labels)
+
+
+class ImageSet(Protocol):
+    """Images with true labels, decoded on demand as the model wants them."""
+
+    @property
+    def labels(self) -> Ints:
+        """True labels, ``(N,)`` int64."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Normalized images in order, each batch ``(B, C, H, W)`` float32 on the CPU."""
+        ...
+
+    def take(self, indices: Ints) -> ImageSet:
+        """The images at these positions, in this order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TriggeredSet:
+    """Triggered test images paired one by one with the clean images they were made from.
+
+    Attributes:
+        images: The triggered images; ``labels`` are the *true* ones.
+        clean_index: ``(M,)`` int64, position of each image's clean twin in ``Record.clean``.
+    """
+
+    images: ImageSet
+    clean_index: Ints
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a record comes from; two outcomes of different provenance never merge in a table."""
+
+    toolbox: str
+    path: str
+    sha256: str
+    attack: str
+    dataset: str
+    architecture: str
+    poison_rate: float
+    seed: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    toolbox_commit: str = ""
+    architecture_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attacked model with all that is needed to judge it.
+
+    Attributes:
+        model: In eval mode, on the CPU; takes normalized images.
+        input_shape: ``(C, H, W)``.
+        clean: Clean test images.
+        triggered: Triggered test images; only those that count for ASR.
+        target: The attacker's rule.
+        benign: Benign images that a defense with a budget may draw from; disjoint from training and test images.
+    """
+
+    model: nn.Module
+    input_shape: tuple[int, int, int]
+    clean: ImageSet
+    triggered: TriggeredSet
+    target: TargetRule
+    benign: ImageSet
+    provenance: Provenance
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.provenance.path)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What evaluation measures, as fractions in [0, 1].
+
+    Attributes:
+        acc: Share of clean test images classified as their true label.
+        asr: Share of counted triggered images classified as the attacker wants.
+        ra: Share of the same images classified as their true label.
+        base_rate: Share of the clean twins of those images that the model already classifies as the attacker wants.
+        n_clean: Number of clean test images.
+        n_triggered: Number of counted triggered images.
+    """
+
+    acc: float
+    asr: float
+    ra: float
+    base_rate: float
+    n_clean: int
+    n_triggered: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+def defense_effectiveness(before: Metrics, after: Metrics) -> float:
+    """DER in [0, 1]: (max(0, drop of ASR) - max(0, drop of ACC) + 1) / 2.."""
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

@@ -1,0 +1,63 @@
+"""The look of every figure, and how it reaches the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from clp_plugin.safe_io import write_atomically
+
+# Okabe and Ito's colours, told apart with any colour vision; markers differ too, for prints in grey.
+BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#7F7F7F"
+SMALL = 7
+DOTS_PER_INCH = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, inches; laid out so that labels do not overlap. No pyplot state."""
+    return Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
+
+
+def plain_axes(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
+    """A light grid and no box."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(True, axis=grid, color="#E5E5E5", linewidth=0.6)
+
+
+def few_ticks(axes: Axes, count: int = 4) -> None:
+    """At most ``count`` + 1 ticks a side, three digits each, for panels as small as a stamp."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(count))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.tick_params(labelsize=SMALL)
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem`` + ``.png`` and ``stem`` + ``.pdf``, each in one step; equal figures give equal files.
+
+    Args:
+        figure: What one of the figure functions returned.
+        stem: Path without suffix; dots in its name stay.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+    undated: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    written = []
+    for kind, metadata in undated.items():
+        path = stem.with_name(f"{stem.name}.{kind}")
+
+        def draw(temporary: Path, kind: str = kind, metadata: dict[str, Any] = metadata) -> None:
+            figure.savefig(temporary, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+
+        write_atomically(path, draw)
+        written.append(path)
+    return written

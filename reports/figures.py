@@ -1,0 +1,243 @@
+"""One function a figure: plain values in, a matplotlib figure out. Nothing is written and no state is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from clp_plugin.errors import ConfigError
+from clp_plugin.types import Bools, Floats, Mask, Scores
+
+from ._style import BLUE, GREEN, GREY, RED, SMALL, few_ticks, new_figure, plain_axes
+from ._style import save_figure as save_figure
+
+_LISTED = 6  # pruned channels written out beside a layer
+_METRICS = (("acc", "ACC", BLUE, "o"), ("asr", "ASR", RED, "s"), ("ra", "RA", GREEN, "^"))
+
+
+def channel_scores_figure(scores: Scores, mask: Mask, u: float) -> Figure:
+    """One strip of dots a layer: how many standard deviations each channel's score is above its layer's mean.
+
+    Args:
+        scores: One score per channel of each layer.
+        mask: The channels to mark; their indices are written at the right.
+        u: The threshold to draw.
+    """
+    names = list(scores.sigma)
+    figure = new_figure(8.5, 1.6 + 0.2 * max(len(names), 3))
+    axes = figure.add_subplot()
+    for row, name in enumerate(names):
+        z, marked = _z_scores(scores.sigma[name]), _marked(mask, name, len(scores.sigma[name]))
+        # Spread by a fixed sequence, not at random: the same scores give the same picture.
+        offset = ((np.arange(len(z)) * 0.618034) % 1 - 0.5) * 0.6
+        axes.scatter(
+            z[~marked],
+            (row + offset)[~marked],
+            s=10 if len(z) <= 64 else 5,
+            color=BLUE,
+            alpha=0.4,
+            linewidths=0,
+            rasterized=True,
+        )
+        axes.scatter(z[marked], np.full(int(marked.sum()), row), s=26, color=RED, marker="D", linewidths=0, zorder=3)
+        axes.text(
+            1.01, row, _listed(marked), transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=RED
+        )
+    axes.axvline(u, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
+    axes.set_xlabel("standard deviations above the layer's mean score")
+    axes.tick_params(axis="x", labelsize=8, top=len(names) > 30, labeltop=len(names) > 30)
+    plain_axes(axes)
+    _legend(
+        figure,
+        [
+            ("channel", BLUE, "o", ""),
+            (f"{len(mask)} pruned, index at the right", RED, "D", ""),
+            (f"threshold u = {u:g}", "black", "", "--"),
+        ],
+    )
+    return figure
+
+
+def uclc_tac_figure(
+    scores: Scores, tac: Mapping[str, Floats], mask: Mask, correlations: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """Figure 3 of the CLP paper: score against trigger-activated change, a panel a layer, pruned channels marked.
+
+    Args:
+        scores: One score per channel; within a layer UCLC is this up to a constant factor.
+        tac: Layer name to ``(channels,)``; layers without an entry are left out.
+        mask: The pruned channels.
+        correlations: Layer name to (Pearson, Spearman), each in [-1, 1] or NaN.
+
+    Raises:
+        ConfigError: If a layer's TAC has another number of channels than its scores.
+    """
+    names = [name for name in scores.sigma if name in tac]
+    columns = min(max(math.ceil(math.sqrt(len(names))), 1), 8)
+    rows = max(math.ceil(len(names) / columns), 1)
+    figure = new_figure(max(2.0 * columns, 4.5), 1.75 * rows + 0.7)
+    for place, name in enumerate(names, start=1):
+        sigma, change = scores.sigma[name], np.asarray(tac[name])
+        if sigma.shape != change.shape:
+            raise ConfigError(f"layer {name!r}: {sigma.size} scores but {change.size} values of TAC")
+        marked = _marked(mask, name, sigma.size)
+        axes = figure.add_subplot(rows, columns, place)
+        axes.scatter(sigma[~marked], change[~marked], s=9, color=BLUE, alpha=0.5, linewidths=0, rasterized=True)
+        axes.scatter(sigma[marked], change[marked], s=26, color=RED, marker="D", linewidths=0, zorder=3)
+        pearson, spearman = correlations.get(name, (math.nan, math.nan))
+        axes.set_title(f"{_shortened(name, 26)}\nr = {_number(pearson)}, ρ = {_number(spearman)}", fontsize=SMALL)
+        few_ticks(axes)
+        plain_axes(axes)
+    figure.supxlabel("σ: UCLC within the layer, up to the layer's constant factor", fontsize=9)
+    figure.supylabel("trigger-activated change", fontsize=9)
+    _legend(figure, [("channel", BLUE, "o", ""), (f"pruned ({len(mask)})", RED, "D", "")])
+    return figure
+
+
+def sweep_figure(rows: Sequence[Mapping[str, Any]], *, default_u: float | None = 3.0, title: str = "") -> Figure:
+    """Figure 4 of the CLP paper: accuracy and attack success over the threshold; below, how many channels go.
+
+    Args:
+        rows: ``{u, pruned, acc, asr, ra}`` each, metrics in [0, 1] or None.
+        default_u: The threshold to mark, or None.
+        title: Above the figure.
+
+    Raises:
+        ConfigError: If there are no rows.
+    """
+    if not rows:
+        raise ConfigError("a sweep figure needs at least one row {u, pruned, acc, asr, ra}, found none")
+    ordered = sorted(rows, key=lambda row: float(row["u"]))
+    u = [float(row["u"]) for row in ordered]
+    figure = new_figure(6.4, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for key, label, color, marker in _METRICS:
+        values = [math.nan if row.get(key) is None else 100 * float(row[key]) for row in ordered]
+        if not all(map(math.isnan, values)):
+            upper.plot(u, values, color=color, marker=marker, markersize=4, linewidth=1.5, label=label, clip_on=False)
+    lower.step(u, [int(row["pruned"]) for row in ordered], where="mid", color="black", linewidth=1.2)
+    lower.fill_between(u, [int(row["pruned"]) for row in ordered], step="mid", color=GREY, alpha=0.3, linewidth=0)
+    for axes in (upper, lower):
+        plain_axes(axes)
+        if default_u is not None:
+            axes.axvline(default_u, color="black", linestyle="--", linewidth=1)
+    if default_u is not None:
+        upper.plot([], [], color="black", linestyle="--", linewidth=1, label=f"default u = {default_u:g}")
+    upper.set(ylim=(0, 100), ylabel="% of test images", title=title)
+    lower.set(ylim=(0, None), ylabel="pruned", xlabel="threshold u (standard deviations above a layer's mean)")
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def example_images_figure(
+    clean: NDArray[np.uint8], triggered: NDArray[np.uint8], *, captions: Sequence[str] = ()
+) -> Figure:
+    """Clean images, the same with the trigger, and what changed, scaled to the full range so that it can be seen.
+
+    Args:
+        clean: ``(N, C, H, W)`` uint8, C 1 or 3.
+        triggered: The same images with the trigger.
+        captions: Up to N lines, above the columns.
+
+    Raises:
+        ConfigError: If the two do not have one shape, or there are none.
+    """
+    if clean.shape != triggered.shape or clean.ndim != 4 or not len(clean):
+        raise ConfigError(f"expected two equal shapes (N, C, H, W), found {clean.shape} and {triggered.shape}")
+    change = np.abs(triggered.astype(np.int16) - clean.astype(np.int16))
+    largest = max(int(change.max()), 1)
+    shown = [
+        ("clean", clean),
+        ("with trigger", triggered),
+        (f"change × {255 / largest:.2g}", (change * 255 // largest).astype(np.uint8)),
+    ]
+    figure = new_figure(1.1 * len(clean) + 0.5, 3.7)
+    panels = figure.subplots(len(shown), len(clean), squeeze=False)
+    for line, (label, images) in zip(panels, shown, strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+    for axes, caption in zip(panels[0], captions, strict=False):
+        axes.set_title(caption, fontsize=8)
+    return figure
+
+
+def comparison_figure(frame: pd.DataFrame) -> Figure:
+    """ACC and ASR of each method after repair, averaged over its outcomes, beside the attacked models.
+
+    Args:
+        frame: Of :func:`clp_plugin.store.outcomes_frame`; failed outcomes are left out. Methods run under the oracle
+            protocol are a bar of their own and say so.
+
+    Raises:
+        ConfigError: If no outcome has metrics.
+    """
+    done = frame[frame["after_acc"].notna()] if len(frame) else frame
+    if not len(done):
+        raise ConfigError("a comparison needs at least one outcome with metrics, found none")
+    label = done["method"] + np.where(done["protocol"] == "oracle", "\n(oracle)", "")
+    bars = {"attacked": (done["before_acc"], done["before_asr"])}
+    bars |= {str(name): (group["after_acc"], group["after_asr"]) for name, group in done.groupby(label, sort=False)}
+    figure = new_figure(max(1.1 * len(bars) + 1.5, 4.5), 3.4)
+    axes = figure.add_subplot()
+    for shift, name, color, hatch in ((0, "ACC", BLUE, ""), (1, "ASR", RED, "//")):
+        heights = [100 * float(values[shift].astype(float).mean()) for values in bars.values()]
+        places = np.arange(len(bars)) + (shift - 0.5) * 0.38
+        drawn = axes.bar(places, heights, 0.36, label=name, color=color, hatch=hatch, edgecolor="white")
+        axes.bar_label(drawn, fmt="%.1f", fontsize=SMALL, padding=1)
+    axes.set_xticks(range(len(bars)), [f"{name}\nn = {len(values[0])}" for name, values in bars.items()], fontsize=8)
+    axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="% of test images")
+    plain_axes(axes, grid="y")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _z_scores(sigma: Floats) -> Floats:
+    spread = float(np.std(sigma))
+    centred = np.asarray(sigma, dtype=np.float64) - float(np.mean(sigma))
+    return centred / spread if spread > 0 else np.zeros_like(centred)
+
+
+def _marked(mask: Mask, name: str, channels: int) -> Bools:
+    vector = mask.pruned.get(name)
+    if vector is None:
+        return np.zeros(channels, dtype=bool)
+    if vector.size != channels:
+        raise ConfigError(f"layer {name!r}: {channels} scores but a mask of {vector.size} channels")
+    return vector
+
+
+def _listed(marked: Bools) -> str:
+    indices = [str(index) for index in np.flatnonzero(marked)]
+    rest = f" +{len(indices) - _LISTED}" if len(indices) > _LISTED else ""
+    return ", ".join(indices[:_LISTED]) + rest
+
+
+def _legend(figure: Figure, items: Sequence[tuple[str, str, str, Literal["", "-", "--"]]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle=line, markersize=5, label=label)
+        for label, color, marker, line in items
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else "…" + name[-(length - 1) :]
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,81 @@
+"""Tables of outcomes and sweeps: fractions in files, percent where people read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clp_plugin.safe_io import write_atomically
+from clp_plugin.store import Outcome, outcomes_frame
+
+_FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
+_SHOWN = (
+    "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
+    "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "status",
+)  # fmt: skip
+
+
+def outcome_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One row an outcome with what a reader compares; fractions in [0, 1], None where there is nothing.
+
+    The method of an outcome whose parameters were chosen on test data is called ``"NAME (oracle)"``.
+    """
+    frame = outcomes_frame(outcomes).astype(object)
+    frame["base_rate"] = frame["before_base_rate"]
+    frame = frame.where(frame.notna(), None)
+    rows = [{str(key): row[key] for key in _SHOWN} for row in frame.to_dict("records")]
+    for row in rows:
+        if row["protocol"] == "oracle":
+            row["method"] = f"{row['method']} (oracle)"
+    return rows
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with aligned columns; fractions become percent, and their headings say so.
+
+    Args:
+        rows: Of :func:`outcome_rows`, or of a sweep; the columns are the keys of the first row.
+    """
+    if not rows:
+        return "(no rows)\n"
+    columns = list(rows[0])
+    cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
+    heads = [f"{column} %" if _is_fraction(column) else column for column in columns]
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
+    numeric = [all(isinstance(row.get(column), (int, float, type(None))) for row in rows) for column in columns]
+    rule = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
+    lines = [
+        " | ".join(
+            text.rjust(w) if right else text.ljust(w) for text, w, right in zip(line, widths, numeric, strict=True)
+        )
+        for line in [heads, rule, *cells]
+    ]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as CSV in one step, numbers in full precision and fractions as fractions.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    frame = pd.DataFrame([dict(row) for row in rows])
+    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))
+
+
+def _is_fraction(column: str) -> bool:
+    return column in _FRACTIONS or column.removeprefix("before_").removeprefix("after_") in _FRACTIONS
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if _is_fraction(column):
+        return f"{100 * float(value):.1f}"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,712 @@
+"""The commands end to end on a tiny record: the JSON contract, the files, and what a user's mistake gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fake_records  # noqa: F401 - one thread
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from clp_plugin.architectures import build_model
+from clp_plugin.cli import app
+from clp_plugin.console import run
+from clp_plugin.errors import ClpError
+from clp_plugin.evaluation import evaluate
+from clp_plugin.masking import load_mask, masked
+from clp_plugin.records import open_record
+from clp_plugin.safe_io import load_checkpoint, save_weights
+from clp_plugin.store import load_outcome
+
+METRICS = ["acc", "asr", "ra", "base_rate", "n_clean", "n_triggered"]
+LAYER = ["name", "kind", "conv", "norm", "channels", "sigma", "pruned"]
+CORRELATION = [
+    "name", "pearson", "spearman", "n", "pearson_ci", "spearman_ci", "pearson_p", "spearman_p", "reason",
+]  # fmt: skip
+DEFEND = [
+    "method", "options", "before", "after", "der", "pruned", "seconds", "mask", "weights", "outcome",
+]  # fmt: skip
+ATTACK = ["--dataset", "digits", "--n-train", "300", "--n-test", "60", "--epochs", "1", "--width", "8"]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on standard output; nothing else may be there."""
+        assert self.code == 0, self.err
+        assert self.out.count("\n") == 1, self.out
+        return json.loads(self.out, parse_constant=pytest.fail)
+
+
+def bench(*argv: object) -> Result:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(app, [str(arg) for arg in argv])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def refused(*argv: object) -> str:
+    """The one line that a user's mistake gets."""
+    result = bench(*argv)
+    assert result.code == 2, (result.out, result.err)
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    found = bench("attack", *ATTACK, "--out", out, "--device", "cpu", "--json").json
+    assert list(found) == ["record", "seconds", *METRICS]
+    assert found["record"] == str(out)
+    assert found["n_clean"] == 60
+    return out
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Architectures and checkpoints of a user."""
+    folder = tmp_path_factory.mktemp("zoo")
+    (folder / "nets.py").write_text(
+        textwrap.dedent("""
+        import torch
+        from torch import nn
+
+        def small(num_classes=4):
+            return nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
+                                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+        def no_norm():
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+        class Dense(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+                self.norm, self.fc = nn.BatchNorm2d(11), nn.Linear(11, 4)
+
+            def forward(self, x):
+                return self.fc(self.norm(torch.cat([self.one(x), self.two(x)], 1)).relu().mean((2, 3)))
+
+        class Broken(nn.Module):
+            def __init__(self):
+                raise KeyError("no such config")
+        """)
+    )
+    torch.manual_seed(0)
+    model = small(folder)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, folder / "small.pt")
+    return folder
+
+
+def small(zoo: Path, name: str = "small") -> nn.Module:
+    model = build_model(f"{zoo / 'nets.py'}:{name}", num_classes=4)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    return model
+
+
+def arch(zoo: Path, name: str = "small") -> list[str]:
+    return ["--arch", f"{zoo / 'nets.py'}:{name}", "--input-size", "3,16,16"]
+
+
+def without(found: dict[str, Any], *volatile: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in volatile}
+
+
+# --- attack -----------------------------------------------------------------------------------------------------------
+
+
+def test_attack_stores_a_record_whose_metrics_it_prints(record: Path) -> None:
+    opened = open_record(record)
+    assert {"record.json", "model.safetensors", "images.safetensors"} <= {path.name for path in record.iterdir()}
+    assert opened.provenance.toolbox == "builtin"
+    assert opened.provenance.poison_rate == 0.1
+    readable = {path.name: path.stat().st_mode & 0o777 for path in record.iterdir() if path.is_file()}
+    assert len(set(readable.values())) == 1, readable  # safetensors' own files would be for their owner alone
+
+
+def test_same_attack_twice_gives_the_same_model(record: Path, tmp_path: Path) -> None:
+    first = bench("list", "records", "--root", record.parent, "--json").json["records"]
+    assert [item["path"] for item in first] == [str(record)]
+    again = bench("attack", *ATTACK, "--out", tmp_path / "again", "--device", "cpu", "--json")
+    assert again.code == 0
+    one, two = (json.loads((folder / "record.json").read_text()) for folder in (record, tmp_path / "again"))
+    assert one["sha256"] == two["sha256"]
+
+
+def test_attack_mistakes(record: Path, tmp_path: Path) -> None:
+    out = ["attack", "--out", tmp_path / "x"]
+    assert "unknown attack 'nope'; known: badnets, blended" in refused(*out, "--method", "nope")
+    assert "unknown dataset 'nope'; known: cifar10, digits, folder" in refused(*out, "--dataset", "nope")
+    assert "known: preactresnet18, resnet18" in refused(*out, "--model", "nope")
+    assert "unknown recipe 'nope'; known: clp-paper, demo" in refused(*out, "--recipe", "nope")
+    assert "give 0 to 9" in refused(*out, "--target", "10")
+    assert "or `all` (all-to-all), found 'zero'" in refused(*out, "--target", "zero")
+    assert "found 1.5" in refused(*out, "--poison-rate", "1.5")
+    assert "device 'nope' cannot be used here" in refused(*out, *ATTACK, "--device", "nope")
+    assert "--force to replace it" in refused("attack", *ATTACK, "--out", record)
+    assert "data" in refused(*out, "--dataset", "cifar10")
+    assert not (tmp_path / "x").exists(), "a command that cannot work leaves nothing behind"
+
+
+# --- scan -------------------------------------------------------------------------------------------------------------
+
+
+def test_scan_json_is_the_contract(zoo: Path) -> None:
+    found = bench("scan", zoo / "small.pt", *arch(zoo), "--u", "1.0", "--json").json
+    assert list(found) == ["u", "seconds", "layers"]
+    assert found["u"] == 1.0
+    assert 0 < found["seconds"] < 60
+    assert [list(layer) for layer in found["layers"]] == [LAYER] * 3
+    names = dict(build_model(f"{zoo / 'nets.py'}:small", num_classes=4).named_modules())
+    kinds = [(layer["name"], layer["kind"], layer["conv"], layer["norm"]) for layer in found["layers"]]
+    assert kinds == [("1", "fused", "0", "1"), ("3", "conv", "3", None), ("7", "head", "7", None)]
+    for layer in found["layers"]:
+        assert layer["name"] in names
+        assert len(layer["sigma"]) == layer["channels"]
+        sigma = np.array(layer["sigma"])
+        expected = [] if layer["kind"] == "head" else np.flatnonzero(sigma > sigma.mean() + sigma.std()).tolist()
+        assert layer["pruned"] == expected
+    assert any(layer["pruned"] for layer in found["layers"])
+
+
+def test_scan_sigma_is_the_spectral_norm_of_the_fused_kernel(zoo: Path) -> None:
+    state = {key: tensor.double().numpy() for key, tensor in load_checkpoint(zoo / "small.pt").items()}
+    gain = np.abs(state["1.weight"]) / np.sqrt(state["1.running_var"] + 1e-5)
+    expected = [
+        np.linalg.svd(g * kernel.reshape(3, 9))[1][0] for g, kernel in zip(gain, state["0.weight"], strict=True)
+    ]
+    found = bench("scan", zoo / "small.pt", *arch(zoo), "--json").json
+    np.testing.assert_allclose(found["layers"][0]["sigma"], expected, rtol=1e-5)
+
+
+def test_scan_names_all_convolutions_of_a_concatenation(zoo: Path) -> None:
+    save_weights(small(zoo, "Dense").state_dict(), zoo / "dense.safetensors")
+    layers = bench("scan", zoo / "dense.safetensors", *arch(zoo, "Dense"), "--json").json["layers"]
+    assert layers[0]["conv"] == ["one", "two"]
+    assert layers[0]["name"] == layers[0]["norm"] == "norm"
+    assert layers[1]["conv"] == "fc"
+
+
+def test_scan_of_a_published_architecture_knows_its_size_and_classes(tmp_path: Path) -> None:
+    model = build_model("torchvision:shufflenet_v2_x0_5", num_classes=7)
+    torch.save({f"module.{key}": tensor for key, tensor in model.state_dict().items()}, tmp_path / "x.pth")
+    found = bench("scan", tmp_path / "x.pth", "--arch", "torchvision:shufflenet_v2_x0_5", "--json").json
+    assert found["u"] == 3.0
+    names = dict(model.named_modules())
+    assert all(layer["name"] in names for layer in found["layers"])
+    assert found["layers"][-1]["kind"] == "head"
+    assert found["layers"][-1]["channels"] == 7
+
+
+def test_scan_writes_table_figure_and_mask(zoo: Path, tmp_path: Path) -> None:
+    result = bench("scan", zoo / "small.pt", *arch(zoo), "--u", "1", "--out", tmp_path)
+    assert result.code == 0
+    assert "outlying channels" in result.out
+    assert {p.name for p in tmp_path.iterdir()} == {"scores.csv", "mask.json", "scores.png", "scores.pdf"}
+    rows = pd.read_csv(tmp_path / "scores.csv", dtype={"layer": str})
+    assert list(rows.columns) == ["layer", "kind", "channel", "sigma", "pruned"]
+    assert len(rows) == 12 + 16 + 4
+    mask = load_mask(tmp_path / "mask.json")
+    marked = rows[rows["pruned"]]
+    assert {name: group["channel"].tolist() for name, group in marked.groupby("layer")} == mask.indices()
+    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "scores.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_scan_with_json_writes_no_file_unless_asked(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench("scan", zoo / "small.pt", *arch(zoo), "--json").json  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_repaired_checkpoint_loads_and_is_the_masked_model(zoo: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"repaired{suffix}"
+    before = (zoo / "small.pt").read_bytes()
+    result = bench("scan", zoo / "small.pt", *arch(zoo), "--u", "1", "--repair", out, "--json")
+    pruned = {layer["name"]: layer["pruned"] for layer in result.json["layers"]}
+    repaired = load_checkpoint(out)
+    original = load_checkpoint(zoo / "small.pt")
+    assert not repaired["1.weight"][pruned["1"]].any()
+    assert not repaired["1.bias"][pruned["1"]].any()
+    assert not repaired["3.weight"][pruned["3"]].any()
+    kept = [k for k in range(12) if k not in pruned["1"]]
+    assert torch.equal(repaired["1.weight"][kept], original["1.weight"][kept])
+    assert torch.equal(repaired["7.weight"], original["7.weight"])
+    assert (zoo / "small.pt").read_bytes() == before
+    again = bench("scan", out, *arch(zoo), "--u", "1", "--json")
+    assert again.code == 0
+
+
+def test_scan_never_overwrites_the_checkpoint_it_reads(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(zoo)
+    line = refused("scan", zoo / "small.pt", *arch(zoo), "--repair", "small.pt")
+    assert "is the checkpoint itself" in line
+    assert "expected a name ending in .safetensors" in refused(
+        "scan", zoo / "small.pt", *arch(zoo), "--repair", "x.onnx"
+    )
+
+
+def test_scan_twice_gives_the_same_numbers(zoo: Path) -> None:
+    first, second = (bench("scan", zoo / "small.pt", *arch(zoo), "--json").json for _ in range(2))
+    assert without(first, "seconds") == without(second, "seconds")
+
+
+def test_scan_verify_adds_what_was_checked(zoo: Path) -> None:
+    found = bench("scan", zoo / "small.pt", *arch(zoo), "--verify", "--json").json
+    assert list(found["verified"]) == ["relative_error", "replaced", "perturbed"]
+    assert found["verified"]["relative_error"] < 1e-9
+
+
+def test_scan_parity_and_other_scores_are_other_numbers(zoo: Path) -> None:
+    options: list[list[str]] = [[], ["--parity"], ["--score", "relative"], ["--norm", "exact"]]
+    found = [bench("scan", zoo / "small.pt", *arch(zoo), *extra, "--json").json["layers"] for extra in options]
+    assert len({json.dumps(layers[0]["sigma"]) for layers in found}) == len(options)
+    assert [layer["name"] for layer in found[1]] == ["1"], "the published rule sees BatchNorms only"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scan_of_half_precision_repairs_in_half_precision(zoo: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save(small(zoo).to(dtype).state_dict(), tmp_path / "half.pt")
+    out = tmp_path / "repaired.safetensors"
+    assert bench("scan", tmp_path / "half.pt", *arch(zoo), "--u", "1", "--repair", out, "--json").code == 0
+    assert load_checkpoint(out)["0.weight"].dtype == dtype
+
+
+def test_scan_of_wrapped_nested_and_normless_checkpoints_works(zoo: Path, tmp_path: Path) -> None:
+    state = small(zoo).state_dict()
+    for i, prefix in enumerate(("module.", "_orig_mod.", "module._orig_mod.")):
+        torch.save({"net": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / f"{i}.pt")
+        assert bench("scan", tmp_path / f"{i}.pt", *arch(zoo), "--json").json["layers"][0]["name"] == "1"
+    save_weights(small(zoo, "no_norm").state_dict(), tmp_path / "plain.safetensors")
+    layers = bench("scan", tmp_path / "plain.safetensors", *arch(zoo, "no_norm"), "--json").json["layers"]
+    assert [layer["kind"] for layer in layers] == ["conv", "head"]
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.victim),)
+
+
+def test_scan_of_a_malicious_pickle_runs_nothing_and_names_the_global(zoo: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "owned"
+    torch.save({"state_dict": small(zoo).state_dict(), "x": Payload(victim)}, tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Payload(victim)))
+    for name in ("evil.pt", "evil.pkl"):
+        line = refused("scan", tmp_path / name, *arch(zoo), "--json")
+        assert f"{os.mkdir.__module__}.mkdir" in line
+        assert "--trust" in line
+        assert not victim.exists()
+
+
+def test_scan_mistakes(zoo: Path, tmp_path: Path) -> None:
+    checkpoint = zoo / "small.pt"
+    whole = checkpoint.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    broken = small(zoo)
+    with torch.no_grad():
+        broken[0].weight[2] = float("nan")  # type: ignore[operator,index]
+    save_weights(broken.state_dict(), tmp_path / "nan.pt")
+    assert "may be truncated" in refused("scan", tmp_path / "cut.pt", *arch(zoo))
+    assert "may be truncated" in refused("scan", tmp_path / "cut.safetensors", *arch(zoo))
+    assert "is empty (0 bytes)" in refused("scan", tmp_path / "empty.pt", *arch(zoo))
+    assert "is a folder" in refused("scan", tmp_path, *arch(zoo))
+    assert "No such file" in refused("scan", tmp_path / "missing.pt", *arch(zoo))
+    assert "layer '1'" in refused("scan", tmp_path / "nan.pt", *arch(zoo))
+    assert "NaN or Inf in 1 of 12 channels (first: 2)" in refused("scan", tmp_path / "nan.pt", *arch(zoo))
+    wrong = refused("scan", checkpoint, *arch(zoo, "no_norm"))
+    assert "'0.weight'" in wrong
+    assert "(8, 3, 3, 3)" in wrong
+    assert "(12, 3, 3, 3)" in wrong
+    assert "'7.weight'" in refused("scan", checkpoint, *arch(zoo), "--num-classes", "9")
+    assert "expected at least 1 class" in refused("scan", checkpoint, *arch(zoo), "--num-classes", "0")
+
+
+def test_scan_mistakes_about_the_architecture_and_the_options(zoo: Path) -> None:
+    checkpoint = zoo / "small.pt"
+    assert "say what they are weights of, with --arch" in refused("scan", checkpoint)
+    assert "perhaps torchvision:resnet18" in refused("scan", checkpoint, "--arch", "resnet18")
+    assert "close: resnet50" in refused("scan", checkpoint, "--arch", "torchvision:resnet55")
+    assert "known: preactresnet18" in refused("scan", checkpoint, "--arch", "builtin:nope")
+    assert "has no callable 'nope'" in refused("scan", checkpoint, *arch(zoo, "nope"))
+    assert "no such config" in refused("scan", checkpoint, *arch(zoo, "Broken"))
+    assert "there is no file" in refused("scan", checkpoint, "--arch", zoo / "missing.py:net")
+    for size in ("32", "3,32", "3,0,32", "a,b,c", "3,32,32,1"):
+        assert "expected C,H,W such as 3,32,32" in refused("scan", checkpoint, *arch(zoo)[:2], "--input-size", size)
+    assert "cannot be run on one input" in refused("scan", checkpoint, *arch(zoo)[:2], "--input-size", "4,16,16")
+    assert "u must be 0 or more" in refused("scan", checkpoint, *arch(zoo), "--u", "-1")
+    assert "u must be 0 or more" in refused("scan", checkpoint, *arch(zoo), "--u", "nan")
+    assert "parity mode has only" in refused("scan", checkpoint, *arch(zoo), "--parity", "--score", "relative")
+
+
+# --- defend -----------------------------------------------------------------------------------------------------------
+
+
+def test_defend_json_is_the_contract_and_its_files_say_the_same(record: Path, tmp_path: Path) -> None:
+    found = bench("defend", "--record", record, "--u", "1", "--out", tmp_path, "--device", "cpu", "--json").json
+    assert list(found) == DEFEND
+    assert list(found["before"]) == list(found["after"]) == METRICS
+    assert found["method"] == "clp"
+    assert found["options"] == {"u": 1.0, "score": "paper", "norm": "reshaped", "pairing": "dataflow"}
+    opened = open_record(record)
+    assert found["before"] == evaluate(opened.model, opened).to_json()
+    for weights in (Path(found["weights"]), tmp_path / "weights.pt"):
+        model = open_record(record).model
+        model.load_state_dict(load_checkpoint(weights))
+        assert evaluate(model, opened).to_json() == found["after"]
+    mask = load_mask(Path(found["mask"]))
+    assert len(mask) == found["pruned"] > 0
+    assert evaluate(masked(opened.model, mask), opened).to_json() == found["after"]
+    outcome = load_outcome(Path(found["outcome"]))
+    assert outcome.before is not None
+    assert outcome.before.model_dump() == found["before"]
+    assert (outcome.der, outcome.pruned, outcome.budget) == (found["der"], found["pruned"], "none")
+    assert outcome.provenance["sha256"] == opened.provenance.sha256
+    assert {p.name for p in tmp_path.iterdir()} == {"outcome.json", "mask.json", "weights.safetensors", "weights.pt"}
+
+
+def test_defend_by_default_writes_into_the_record_and_leaves_the_attack_alone(record: Path) -> None:
+    before = {p.name: p.read_bytes() for p in record.iterdir() if p.is_file()}
+    result = bench("defend", "--record", record, "--device", "cpu")
+    assert result.code == 0
+    assert "ACC %" in result.out
+    assert "DER" in result.err
+    folder = record / "defense" / "clp" / "u3-paper-reshaped-dataflow-seed0"
+    assert (folder / "outcome.json").is_file()
+    assert {p.name: p.read_bytes() for p in record.iterdir() if p.is_file()} == before
+
+
+def test_defend_twice_gives_the_same_numbers(record: Path, tmp_path: Path) -> None:
+    command = ["defend", "--record", record, "--u", "0.5", "--out", tmp_path, "--json"]
+    first, second = (bench(*command).json for _ in range(2))
+    assert without(first, "seconds") == without(second, "seconds")
+
+
+def test_defend_options_reach_the_method(record: Path, tmp_path: Path) -> None:
+    base = ["defend", "--record", record, "--u", "1", "--out", tmp_path, "--json"]
+    relative = bench(*base, "--score", "relative", "--norm", "exact", "--seed", "5").json
+    assert relative["options"] == {"u": 1.0, "score": "relative", "norm": "exact", "pairing": "dataflow"}
+    assert load_outcome(tmp_path / "outcome.json").seed == 5
+    assert bench(*base, "--parity").json["options"]["pairing"] == "registration"
+
+
+def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent('''
+        from dataclasses import dataclass
+        import torch
+        from clp_plugin.defenses.base import Repaired
+
+        @dataclass
+        class Recalibrate:
+            """Estimate BatchNorm statistics on the benign images, and add noise."""
+            rounds: int = 1
+            budget = "benign"
+
+            def repair(self, model, budget, *, seed, progress=None):
+                assert len(budget.benign) == 3 and budget.num_classes == 10
+                with torch.no_grad():
+                    model.train()
+                    for _ in range(self.rounds):
+                        for batch in budget.benign.batches(3):
+                            model(batch)
+                    model.linear.bias += torch.randn(10)
+                return Repaired(model, log={"rounds": self.rounds})
+        ''')
+    )
+    registry = tmp_path / "mine.yaml"
+    registry.write_text(
+        "defenses:\n  recalibrate: {object: 'mine.py:Recalibrate', summary: statistics, budget: benign, "
+        "defaults: {rounds: 2}}\n"
+    )
+    listed = bench("list", "defenses", "--registry", registry, "--json").json["defenses"]
+    assert [item["name"] for item in listed] == ["clp", "recalibrate"]
+    base = ["defend", "--method", "recalibrate", "--registry", registry, "--record", record, "--out", tmp_path / "out"]
+    found, again, other = (bench(*base, "--seed", seed, "--json").json for seed in (0, 0, 1))
+    assert list(found) == DEFEND
+    assert (found["pruned"], found["mask"], found["options"]) == (None, None, {"rounds": 2})
+    assert without(found, "seconds") == without(again, "seconds")
+    weights = [json.dumps(item["after"]) for item in (found, other)]
+    outcome = load_outcome(tmp_path / "out" / "outcome.json")
+    assert (outcome.budget, outcome.log, outcome.method) == ("benign:3", {"rounds": 2}, "recalibrate")
+    assert len(weights) == 2
+    shown = bench(*base)
+    assert shown.code == 0
+    assert "mask.json" not in shown.err
+    assert "unknown option 'u'; known: rounds" in refused(*base, "--u", "3")
+
+
+def test_defend_mistakes(record: Path, tmp_path: Path) -> None:
+    base = ["defend", "--record", record]
+    assert "unknown defense 'nope'; known: clp" in refused(*base, "--method", "nope")
+    assert "unknown toolbox 'nope'; known: builtin" in refused(*base, "--toolbox", "nope")
+    assert "u must be 0 or more" in refused(*base, "--u", "-1")
+    assert "parity mode has only" in refused(*base, "--parity", "--norm", "exact")
+    assert "cannot be used here" in refused(*base, "--device", "cuda:99")
+    assert "cannot read the registry" in refused(*base, "--registry", tmp_path / "no.yaml")
+    assert "there is no record at" in refused("defend", "--record", tmp_path / "no")
+    assert "is an empty folder" in refused("defend", "--record", tmp_path)
+    (tmp_path / "notes.txt").touch()
+    assert "not a record of a known toolbox" in refused("defend", "--record", tmp_path)
+    (tmp_path / "bad.yaml").write_text("defences: {}\n")
+    assert "unknown section 'defences'" in refused(*base, "--registry", tmp_path / "bad.yaml")
+
+
+def test_weights_that_changed_after_the_attack_are_refused(record: Path, tmp_path: Path) -> None:
+    for path in record.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_weights(
+        open_record(record).model.state_dict() | {"linear.bias": torch.ones(10)}, tmp_path / "model.safetensors"
+    )
+    assert "expected SHA-256" in refused("defend", "--record", tmp_path)
+
+
+# --- correlate and sweep ----------------------------------------------------------------------------------------------
+
+
+def test_correlate_json_is_the_contract_and_its_files_say_the_same(record: Path, tmp_path: Path) -> None:
+    found = bench("correlate", "--record", record, "--out", tmp_path, "--device", "cpu", "--json").json
+    assert list(found) == ["layers", "pooled"]
+    assert [list(layer) for layer in (*found["layers"], found["pooled"])] == [CORRELATION] * (len(found["layers"]) + 1)
+    names = dict(open_record(record).model.named_modules())
+    assert all(layer["name"] in names for layer in found["layers"])
+    assert found["pooled"]["name"] == "pooled"
+    assert found["pooled"]["n"] == sum(layer["n"] for layer in found["layers"][:-1])  # the last is the head
+    rows = pd.read_csv(tmp_path / "tac.csv")
+    assert list(rows.columns) == ["layer", "channel", "sigma", "tac", "pruned"]
+    for layer in found["layers"]:
+        mine = rows[rows["layer"] == layer["name"]]
+        assert layer["pearson"] == pytest.approx(np.corrcoef(mine["sigma"], mine["tac"])[0, 1], abs=1e-6)
+    table = pd.read_csv(tmp_path / "correlation.csv")
+    assert list(table.columns) == CORRELATION
+    assert len(table) == len(found["layers"]) + 1
+    names_written = {"tac.csv", "correlation.csv", "uclc_tac.png", "uclc_tac.pdf"}
+    assert {p.name for p in tmp_path.iterdir()} == names_written
+    again = bench("correlate", "--record", record, "--out", tmp_path, "--device", "cpu", "--json").json
+    assert again == found
+
+
+def test_correlate_by_the_other_norm_is_kept_apart(record: Path) -> None:
+    result = bench("correlate", "--record", record, "--tac-norm", "l1", "--max-images", "20")
+    assert result.code == 0
+    assert "Spearman" in result.out
+    assert (record / "analysis" / "correlate-paper-reshaped-l1" / "tac.csv").is_file()
+
+
+def test_correlate_mistakes(record: Path) -> None:
+    base = ["correlate", "--record", record]
+    assert "expected l2 or l1, found 'l3'" in refused(*base, "--tac-norm", "l3")
+    assert "--max-images: expected at least 1, found 0" in refused(*base, "--max-images", "0")
+    assert "u must be 0 or more" in refused(*base, "--u", "-2")
+
+
+def test_sweep_json_is_the_contract_and_its_files_say_the_same(record: Path, tmp_path: Path) -> None:
+    found = bench("sweep", "--record", record, "--u", "0:2:0.5", "--out", tmp_path, "--device", "cpu", "--json").json
+    assert list(found) == ["rows"]
+    assert [list(row) for row in found["rows"]] == [["u", "pruned", "acc", "asr", "ra"]] * 5
+    assert [row["u"] for row in found["rows"]] == [0, 0.5, 1, 1.5, 2]
+    pruned = [row["pruned"] for row in found["rows"]]
+    assert pruned == sorted(pruned, reverse=True)
+    assert pd.read_csv(tmp_path / "sweep.csv").to_dict("records") == found["rows"]
+    assert {p.name for p in tmp_path.iterdir()} == {"sweep.csv", "sweep.png", "sweep.pdf"}
+    defended = bench("defend", "--record", record, "--u", "1", "--out", tmp_path / "d", "--json").json
+    row = found["rows"][2]
+    assert (row["pruned"], row["acc"], row["asr"], row["ra"]) == (
+        defended["pruned"], defended["after"]["acc"], defended["after"]["asr"], defended["after"]["ra"],
+    )  # fmt: skip
+
+
+def test_sweep_for_people_says_that_it_looks_at_test_images(record: Path) -> None:
+    result = bench("sweep", "--record", record, "--u", "1,3", "--parity")
+    assert result.code == 0
+    assert "oracle" in result.out
+    assert (record / "analysis" / "sweep-parity" / "sweep.csv").is_file()
+
+
+def test_sweep_mistakes(record: Path) -> None:
+    for text in ("3:1:1", "a", "0:1:0"):
+        assert "expected FIRST:LAST:STEP" in refused("sweep", "--record", record, "--u", text)
+    assert "must be 0 or more" in refused("sweep", "--record", record, "--u", "-1,2")
+    assert "more than 10000 values" in refused("sweep", "--record", record, "--u", "0:1:1e-7")
+
+
+# --- list and demo ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "names"), [("defenses", ["clp"]), ("attacks", ["badnets", "blended"]), ("toolboxes", ["builtin"])]
+)
+def test_list_shows_what_is_on_offer(what: str, names: list[str]) -> None:
+    found = bench("list", what, "--json").json
+    assert list(found) == [what]
+    assert set(names) <= {item["name"] for item in found[what]}
+    for item in found[what]:
+        assert {"name", "object", "summary", "citation", "budget", "defaults", "dataset_defaults", "origin"} <= set(
+            item
+        )
+    shown = bench("list", what)
+    assert shown.code == 0
+    assert all(name in shown.out for name in names)
+
+
+def test_list_records_shows_complete_and_unfinished_ones(record: Path, tmp_path: Path) -> None:
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / "unfinished.json").write_text("{}")
+    (tmp_path / "live").symlink_to(record)
+    found = bench("list", "records", "--root", tmp_path, "--json").json["records"]
+    assert [list(item) for item in found] == [["path", "toolbox", "summary", "complete"]] * 2
+    assert [item["complete"] for item in found] == [False, True]
+    assert "incomplete" in bench("list", "records", "--root", tmp_path).out
+    assert "there is no folder" in refused("list", "records", "--root", tmp_path / "no")
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from clp_plugin.adapters.builtin.recipes import PRESETS
+    from clp_plugin.commands import demo
+
+    preset = PRESETS["demo"]
+    small_one = replace(
+        preset, n_train=300, n_test=60, recipe=replace(preset.recipe, epochs=1),
+        model_options={"width": 8, "blocks": (1, 1)},
+    )  # fmt: skip
+    monkeypatch.setattr(demo, "PRESETS", {"demo": small_one})
+    monkeypatch.setattr(demo, "SWEEP", "0:4:2")
+    return
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_demo_goes_all_the_way_and_says_what_happened(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    found = bench("demo", "--out", out, "--device", "cpu", "--json").json
+    assert list(found) == [*DEFEND, "rows", "pooled", "seconds_total"]
+    assert [row["u"] for row in found["rows"]] == [0, 2, 4]
+    figures = {p.name for p in (out / "figures").iterdir()}
+    drawn = {f"{name}.{kind}" for name in ("uclc_tac", "sweep", "scores", "examples") for kind in ("png", "pdf")}
+    assert figures == drawn | {"tac.csv", "correlation.csv", "sweep.csv"}
+    again = bench("demo", "--out", out, "--device", "cpu")
+    assert again.code == 0
+    assert "using the attacked model" in again.err
+    assert "CLP removed the backdoor" in again.err or "CLP did NOT do what the paper says" in again.err
+    repeated = bench("demo", "--out", out, "--device", "cpu", "--json").json
+    assert without(repeated, "seconds", "seconds_total") == without(found, "seconds", "seconds_total")
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def program(*argv: object) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "clp_plugin", *map(str, argv)]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_help_is_quick_and_does_not_import_torch() -> None:
+    code = (
+        "import sys; from clp_plugin.cli import app; from clp_plugin.console import run; "
+        "codes = [run(app, ['--help']), run(app, ['defend', '--help']), run(app, ['list', 'defenses'])]; "
+        "sys.exit(repr((codes, sorted({'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "clp_plugin", "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # 0.3 s on a quiet machine
+    for command in ("demo", "list", "attack", "scan", "defend", "correlate", "sweep"):
+        assert command in done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip().splitlines()[-1] == "([0, 0, 0], [])"
+
+
+def test_a_mistake_is_one_line_and_debug_shows_where_it_came_from(tmp_path: Path) -> None:
+    command = ["list", "records", "--root", tmp_path / "no"]
+    plain = program(*command)
+    assert plain.returncode == 2
+    assert plain.stdout == ""
+    assert plain.stderr.count("\n") == 1
+    assert plain.stderr.startswith("error: cannot list records")
+    debug = program("--debug", *command)
+    assert debug.returncode not in (0, 2)
+    assert "Traceback" in debug.stderr
+    assert "RecordError: cannot list records" in debug.stderr
+
+
+def test_debug_raises_the_error_itself(tmp_path: Path) -> None:
+    with pytest.raises(ClpError, match="there is no record"):
+        run(app, ["defend", "--record", str(tmp_path / "no"), "--debug"])
+
+
+@pytest.mark.parametrize("argv", [["frobnicate"], ["defend"], ["defend", "--record"], ["list", "nope"], ["scan"]])
+def test_wrong_usage_is_exit_code_2_with_the_usage(argv: list[str]) -> None:
+    result = bench(*argv)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Usage: " in result.err
+    assert "Traceback" not in result.err
+
+
+def test_unexpected_error_is_exit_code_1_and_points_to_debug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("clp_plugin.commands.listing.list_folder", fail)
+    result = bench("list", "records")
+    assert result.code == 1
+    assert "internal error: ZeroDivisionError: boom" in result.err
+    assert "--debug" in result.err
+
+
+def test_stopping_by_hand_is_exit_code_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clp_plugin.commands.listing.list_folder", stop)
+    result = bench("list", "records")
+    assert result.code == 130
+    assert "goes on where it was when the same command is given again" in result.err
+
+
+def test_command_as_typed_is_in_the_outcome(record: Path, tmp_path: Path) -> None:
+    done = program("defend", "--record", record, "--out", tmp_path / "a b", "--device", "cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["method"] == "clp"
+    command = load_outcome(tmp_path / "a b" / "outcome.json").command
+    assert command.startswith("bench defend --record")
+    assert f"'{tmp_path / 'a b'}'" in command
