@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_plugin._imports import import_file
-from clp_plugin.errors import CheckpointError, ConfigError
+from clp_plugin.errors import CheckpointError, ClpError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,9 +43,13 @@ def build_model(spec: str, *, num_classes: int, **options: Any) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about weight initialization, which a checkpoint replaces
             model = make(num_classes=num_classes, **options)
-    except (TypeError, ValueError) as error:
+    except ClpError:
+        raise
+    except Exception as error:  # a user's own constructor may raise anything
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
-        raise ConfigError(f"cannot build {spec} with {num_classes} classes and {given}: {error}") from error
+        raise ConfigError(
+            f"cannot build {spec} with {num_classes} classes and {given}: {type(error).__name__}: {error}"
+        ) from error
     return _as_module(model, spec).eval()
 
 

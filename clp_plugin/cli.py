@@ -129,7 +129,7 @@ def attack(
 
 @app.command()
 def scan(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .pth or .safetensors file.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .pth or .safetensors file, or a record's folder.")],
     arch: Annotated[
         Optional[str], typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")  # noqa: UP045
     ] = None,

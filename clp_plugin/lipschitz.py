@@ -45,7 +45,7 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
     conv_norms = dict(zip(names, _conv_norms(view, names, scales, norm), strict=True))
     sigma = {}
     for layer in view.layers:
-        sigma[layer.name] = _checked(layer, _layer_scores(view, layer, conv_norms, scales))
+        sigma[layer.name] = _checked(view, layer, _layer_scores(view, layer, conv_norms, scales))
     heads = frozenset(layer.name for layer in view.layers if layer.kind == "head")
     return Scores(sigma, heads, score, norm, view.pairing)
 
@@ -69,12 +69,13 @@ def uclc(view: FusedView, scores: Scores) -> dict[str, Floats]:
     if view.pairing == "registration":
         raise ConfigError("UCLC needs the data flow: use pairing='dataflow' (within a layer it ranks as sigma_k does)")
     logs = {layer.name: np.log(max(_layer_norm(view, layer), 1e-300)) for layer in view.layers}
-    upstream = _upstream_layers(view)
+    found = {}
     with np.errstate(over="ignore"):
-        return {
-            layer.name: np.asarray(scores.sigma[layer.name] * np.exp(sum(logs[name] for name in upstream[layer.name])))
-            for layer in view.layers
-        }
+        for name, (above, bare) in _upstream(view).items():
+            before = sum(logs[other] for other in above)
+            before += sum(np.log(max(_conv_norm(view, conv), 1e-300)) for conv in bare)
+            found[name] = np.asarray(scores.sigma[name] * np.exp(before))
+    return found
 
 
 def _conv_norms(view: FusedView, names: list[str], scales: list[TypicalScales] | None, norm: NormKind) -> list[Tensor]:
@@ -128,11 +129,16 @@ def _relative(view: FusedView, layer: LinearLayer, values: Floats, scales: list[
         values[own] = scales[position].entering(call, layer.channels)[own]
         return np.asarray(values * norm_gain(view.modules[layer.norm], with_gamma=False).numpy())
     typical = scales[position].values[call.first_id : call.first_id + layer.channels]
-    return np.asarray(np.divide(values, typical, out=np.zeros_like(values), where=typical > 0))
+    return np.asarray(np.divide(values, typical, out=np.zeros_like(values), where=typical != 0))
 
 
-def _checked(layer: LinearLayer, values: Floats) -> Floats:
-    broken = np.flatnonzero(~np.isfinite(values))
+def _checked(view: FusedView, layer: LinearLayer, values: Floats) -> Floats:
+    offsets = _through_convs(view, layer, lambda name: _vector(view, name, "bias", layer.channels))
+    finite = np.isfinite(values) & np.isfinite(offsets)
+    if layer.norm is not None:  # an infinite variance is how a channel without affine parameters is silenced
+        for part in ("weight", "bias", "running_mean"):
+            finite &= np.isfinite(_vector(view, layer.norm, part, layer.channels))
+    broken = np.flatnonzero(~finite)
     if len(broken):
         parts = " or ".join([*layer.conv[:3], *([layer.norm] if layer.norm else [])])
         raise ScoreError(
@@ -140,6 +146,15 @@ def _checked(layer: LinearLayer, values: Floats) -> Floats:
             f"{layer.channels} channels (first: {broken[0]}); the checkpoint is damaged, load a sound one"
         )
     return values
+
+
+def _vector(view: FusedView, module: str, part: str, channels: int) -> Floats:
+    """A per-channel parameter or statistic; zeros where the module has none."""
+    tensor = getattr(view.modules[module], part, None)
+    if tensor is None:
+        widths = (getattr(view.modules[module], width, 0) for width in ("out_channels", "out_features"))
+        return np.zeros(max(channels, *widths))
+    return np.asarray(tensor.detach().double().cpu().numpy())
 
 
 def _layer_norm(view: FusedView, layer: LinearLayer) -> float:
@@ -162,21 +177,30 @@ def _layer_norm(view: FusedView, layer: LinearLayer) -> float:
     return largest
 
 
-def _upstream_layers(view: FusedView) -> dict[str, set[str]]:
-    """For every layer, the layers that its input depends on."""
-    part_of: dict[str, str] = {}
-    for layer in view.layers:
-        for name in layer.conv:
-            part_of.setdefault(name, layer.name)
-        part_of[layer.name] = layer.name
-    upstream: dict[str, set[str]] = {}
+def _conv_norm(view: FusedView, name: str) -> float:
+    weight = kernel(view.modules[name]).double().cpu()
+    groups = weight.chunk(getattr(view.modules[name], "groups", 1))
+    return max(float(torch.linalg.matrix_norm(rows.flatten(1), ord=2)) for rows in groups)
+
+
+def _upstream(view: FusedView) -> dict[str, tuple[set[str], set[str]]]:
+    """For every layer, the layers that its input depends on, and convolutions that reach it past their own norm."""
+    parts = {layer.name: set(layer.conv) for layer in view.layers}
+    shared = {conv for layer in view.layers if layer.kind == "fused" for conv in layer.conv}
+    upstream: dict[str, tuple[set[str], set[str]]] = {}
     for graph in view.graphs:
-        above: list[set[str]] = []
+        states: list[tuple[set[str], set[str]]] = []
         for node in graph.nodes:
-            inherited = set().union(*(above[p] for p in node.parents)) if node.parents else set()
-            owner = part_of.get(node.module, "")
-            if owner:
-                upstream.setdefault(owner, inherited - {owner})
-                inherited = inherited | {owner}
-            above.append(inherited)
-    return {layer.name: upstream.get(layer.name, set()) for layer in view.layers}
+            above = set().union(*(states[p][0] for p in node.parents))
+            bare = set().union(*(states[p][1] for p in node.parents))
+            name = node.module
+            if name in parts:
+                bare -= parts[name]
+            bare -= set().union(*(parts[layer] for layer in above))
+            if name in parts:
+                upstream.setdefault(name, (above - {name}, bare))
+                above = above | {name}
+            elif name in shared:
+                bare = bare | {name}
+            states.append((above, bare))
+    return {layer.name: upstream.get(layer.name, (set(), set())) for layer in view.layers}

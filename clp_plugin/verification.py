@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,9 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
     modules = dict(model.named_modules())
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn((2, *input_shape), generator=generator, dtype=torch.float64)
-    executed = {node.module for node in view.graphs[0].nodes}
-    fused = [layer for layer in view.layers if layer.kind == "fused" and layer.name in executed]
+    calls = Counter(node.module for node in view.graphs[0].nodes)
+    reached = [layer for layer in view.layers if layer.kind == "fused" and calls[layer.name]]
+    fused = [layer for layer in reached if max(calls[name] for name in (layer.name, *layer.conv)) == 1]
     with torch.no_grad():
         _calibrate_norms(model, image, generator)
         step = max(1, len(fused) // max_perturbed)
@@ -70,8 +72,9 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
         with _fused_in_place(modules, fused) as state:
             found = _outputs(model(image))
     error = max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-    skipped = tuple(sorted(state.skipped))
-    return Verification(error, len(fused) - len(skipped), skipped, len(chosen), wrong)
+    skipped = state.skipped | {layer.name for layer in reached if layer not in fused}
+    wrong = tuple(sorted({*wrong, *state.too_early}))
+    return Verification(error, len(reached) - len(skipped), tuple(sorted(skipped)), len(chosen), wrong)
 
 
 def _calibrate_norms(model: nn.Module, image: Tensor, generator: torch.Generator) -> None:
@@ -79,7 +82,8 @@ def _calibrate_norms(model: nn.Module, image: Tensor, generator: torch.Generator
 
     def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
         values = args[0].transpose(0, 1).flatten(1)
-        spread = values.std(dim=1).clamp(min=1e-6)
+        # A channel that hardly varies would be blown up, and rounding errors with it, layer after layer.
+        spread = torch.maximum(values.std(dim=1), 0.1 * values.std()).clamp(min=1e-6)
         norm.running_mean.copy_(values.mean(dim=1) + 0.2 * spread * _between(-1, 1, spread, generator))
         norm.running_var.copy_(spread**2 * _between(0.5, 1.5, spread, generator))
         if norm.weight is not None:
@@ -111,8 +115,8 @@ def _relative(expected: Tensor, found: Tensor) -> float:
 class _State:
     def __init__(self) -> None:
         self.inputs: dict[str, Tensor] = {}
-        self.calls: dict[str, int] = {}
         self.skipped: set[str] = set()
+        self.too_early: set[str] = set()  # norms that run before a convolution that the view names
 
 
 @contextlib.contextmanager
@@ -124,7 +128,6 @@ def _fused_in_place(modules: dict[str, nn.Module], fused: list[LinearLayer]) -> 
     def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             state.inputs[name] = args[0].clone()  # a later in-place operation must not change it
-            state.calls[name] = state.calls.get(name, 0) + 1
 
         return hook
 
@@ -153,13 +156,16 @@ def _feed(modules: dict[str, nn.Module], layer: LinearLayer, affine: tuple[Tenso
     def hook(norm: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         maps = args[0]
         shape = (1, -1, *[1] * (maps.ndim - 2))
+        if not state.inputs.keys() >= set(layer.conv):
+            state.too_early.add(layer.name)
+            return None
         result = maps * gain.view(shape) + shift.view(shape)
         for position, name in enumerate(layer.conv):
             mine = torch.from_numpy(np.flatnonzero(layer.source == position))
             rows = torch.from_numpy(layer.source_channel)[mine]
             fresh = _with_scaled_filters(modules[name], rows, gain[mine], state.inputs[name])
             fresh = fresh.flatten(0, -2) if isinstance(modules[name], nn.Linear) and maps.ndim == 2 else fresh
-            if state.calls[name] > 1 or fresh.shape[0] != maps.shape[0] or fresh.shape[2:] != maps.shape[2:]:
+            if fresh.shape[0] != maps.shape[0] or fresh.shape[2:] != maps.shape[2:]:
                 state.skipped.add(layer.name)
                 return None
             result[:, mine] = fresh[:, rows] + shift[mine].view(shape)
@@ -173,7 +179,8 @@ def _with_scaled_filters(module: Any, rows: Tensor, gain: Tensor, image: Tensor)
     """Output of the module with the filters of the given rows multiplied by their gain: the fused kernel."""
     scaled = copy.deepcopy(module)
     scaled._forward_pre_hooks.clear()
-    if type(scaled).forward not in (nn.Conv2d.forward, nn.Linear.forward, nn.Conv1d.forward, nn.Conv3d.forward):
+    plain = (nn.Conv2d.forward, nn.Linear.forward, nn.Conv1d.forward, nn.Conv3d.forward)
+    if type(scaled).forward not in plain or "weight" not in scaled._parameters:
         factors = torch.ones(_width(scaled), dtype=gain.dtype).index_copy(0, rows, gain)
         output: Tensor = scaled(image)
         return output * factors.view(1, -1, *[1] * (output.ndim - 2))
@@ -216,19 +223,41 @@ def _moves_as_named(
     picked = int(filters[int(torch.randint(len(filters), (1,), generator=generator))])
     named = mine & (layer.source_channel == picked)
     before = _norm_input(model, modules[layer.name], image)
-    weight = next(p for n, p in conv.named_parameters() if "weight" in n or n.endswith(("original", "original1", "_v")))
     dim = 1 if getattr(conv, "transposed", False) else 0
-    row = picked % weight.shape[dim]
-    kept = weight.data.clone()
-    noise = torch.randn(weight.data.select(dim, row).shape, generator=generator, dtype=torch.float64)
-    weight.data.select(dim, row).add_(noise)
-    after = _norm_input(model, modules[layer.name], image)
-    weight.data.copy_(kept)
+    with _disturbed(conv, picked, dim, generator):
+        after = _norm_input(model, modules[layer.name], image)
     change = (after - before).abs().transpose(0, 1).flatten(1).amax(1) / before.abs().max()
     moved = (change > _MOVED).numpy()
-    if dim == 1:  # one column of a grouped transposed kernel belongs to a channel of every group
-        named = mine & (layer.source_channel % weight.shape[1] == row)
+    if dim == 1 and "weight" in conv._parameters:  # a column of a grouped transposed kernel: one channel of each group
+        per_group = conv.weight.shape[1]
+        named = mine & (layer.source_channel % per_group == picked % per_group)
     return bool((moved == named).all())
+
+
+@contextlib.contextmanager
+def _disturbed(conv: Any, picked: int, dim: int, generator: torch.Generator) -> Iterator[None]:
+    """Inside the block one filter is changed; where the module computes its weight, one channel of its output is."""
+    if "weight" not in conv._parameters:
+        noise = float(torch.rand(1, generator=generator, dtype=torch.float64)) + 0.5
+
+        def hook(module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            moved = output.clone()
+            moved.select(-1 if isinstance(module, nn.Linear) else 1, picked).mul_(1 + noise).add_(noise)
+            return moved
+
+        handle = conv.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    filters = conv.weight.data.select(dim, picked % conv.weight.shape[dim])
+    kept = filters.clone()
+    filters.add_(torch.randn(filters.shape, generator=generator, dtype=torch.float64))
+    try:
+        yield
+    finally:
+        filters.copy_(kept)
 
 
 def _norm_input(model: nn.Module, norm: nn.Module, image: Tensor) -> Tensor:

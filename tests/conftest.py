@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -28,6 +28,15 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.data.copy_(sign * (torch.rand(k, generator=g) + 0.5))
                 module.bias.data.copy_(torch.randn(k, generator=g) * 0.2 + 0.3)
     return model
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors on several threads cost more in waiting than in arithmetic: up to 40 times on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from clp_plugin.verification import verify
 # name -> (input size, number of diagonal norms, number of heads); diagonal norms counted from the papers' drawings
 TORCHVISION = {
     "alexnet": (96, 0, 3), "convnext_tiny": (64, 0, 1), "densenet121": (96, 4, 1), "efficientnet_b0": (96, 0, 1),
-    "efficientnet_v2_s": (64, 0, 1), "googlenet": (96, 0, 5), "inception_v3": (107, 0, 2), "maxvit_t": (224, 10, 2),
+    "efficientnet_v2_s": (64, 0, 1), "googlenet": (96, 0, 5), "inception_v3": (299, 0, 2), "maxvit_t": (224, 10, 2),
     "mnasnet0_5": (96, 0, 1), "mobilenet_v2": (96, 0, 1), "mobilenet_v3_small": (96, 0, 2), "regnet_x_400mf": (96, 0, 1),
     "regnet_y_400mf": (96, 0, 1), "resnet18": (96, 0, 1), "resnext50_32x4d": (64, 0, 1), "wide_resnet50_2": (64, 0, 1),
     "shufflenet_v2_x0_5": (96, 0, 1), "squeezenet1_1": (96, 0, 1), "swin_t": (64, 0, 1), "swin_v2_t": (64, 0, 1),
@@ -29,7 +29,7 @@ TIMM = {
     "resnetv2_50": 64, "seresnet50": 64, "skresnet18": 96, "resnest14d": 64, "res2net50_26w_4s": 64, "dla34": 64,
     "hrnet_w18_small": 64, "dpn68": 64, "cspresnet50": 64, "cspdarknet53": 64, "vovnet39a": 64, "ese_vovnet19b_dw": 64,
     "tf_efficientnet_b0": 64, "mixnet_s": 64, "mobilenetv3_large_100": 64, "ghostnet_100": 64, "regnety_002": 64,
-    "repvgg_a0": 64, "inception_v4": 96, "legacy_xception": 64, "levit_128s": 224, "mobilevit_s": 64,
+    "repvgg_a0": 64, "inception_v4": 160, "legacy_xception": 64, "levit_128s": 224, "mobilevit_s": 64,
     "coatnet_0_rw_224": 224, "convnext_atto": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "fastvit_t8": 64,
     "edgenext_xx_small": 64, "poolformer_s12": 64, "visformer_tiny": 224, "tresnet_m": 64, "hardcorenas_a": 64,
     "selecsls42": 64, "gernet_s": 64, "botnet26t_256": 256, "repvit_m1": 64, "tiny_vit_5m_224": 224, "hgnet_tiny": 64,

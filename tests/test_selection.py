@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_impossible_u_is_refused(u: float) -> None:
 def test_more_deviations_never_prune_more() -> None:
     given = scores(a=np.random.default_rng(0).lognormal(size=200))
     sets = [set(select(given, u).indices().get("a", [])) for u in (0, 0.5, 1, 2, 3, 5)]
-    assert all(later <= earlier for earlier, later in zip(sets, sets[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(sets))
     assert len(sets[0]) > len(sets[-1])
 
 

@@ -63,7 +63,7 @@ def test_json_round_trip_keeps_widths_and_untouched_layers() -> None:
     ],
 )  # fmt: skip
 def test_damaged_json_names_the_layer(entry: Any) -> None:
-    with pytest.raises(MaskError, match="layer1.bn"):
+    with pytest.raises(MaskError, match=r"layer1\.bn"):
         Mask.from_json({"layer1.bn": entry})
 
 

@@ -16,6 +16,7 @@ from clp_plugin.errors import CheckpointError, ConfigError
 from clp_plugin.fusion import FusedView, fuse
 from clp_plugin.lipschitz import score
 from clp_plugin.masking import masked, save_mask
+from clp_plugin.records import open_record
 from clp_plugin.safe_io import fit_state_dict, load_checkpoint, save_weights
 from clp_plugin.selection import select, z_scores
 from clp_plugin.types import Mask, NormKind, ScoreKind, Scores
@@ -91,6 +92,10 @@ def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str,
 
 
 def _load(request: ScanRequest) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The model and the shape of its input; a record's folder says both itself."""
+    if request.arch is None and request.checkpoint.is_dir():
+        record = open_record(request.checkpoint, trust=request.trust)
+        return record.model, record.input_shape
     state = load_checkpoint(request.checkpoint, trust=request.trust)
     if request.arch is None:
         raise ConfigError(
