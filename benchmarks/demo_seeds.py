@@ -43,8 +43,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo-seeds"))
     options = parser.parse_args()
     print("# The demo on several seeds\n")
-    print("Printed by `python benchmarks/demo_seeds.py`. Each line is one `bench demo --seed N`: another draw of images, another")
-    print("trigger, another training. ACC / ASR / RA in percent; u = 3 is the paper's default and the only choice made without")
+    print(
+        "Printed by `python benchmarks/demo_seeds.py`. Each line is one `bench demo --seed N`: another draw of images, another"
+    )
+    print(
+        "trigger, another training. ACC / ASR / RA in percent; u = 3 is the paper's default and the only choice made without"
+    )
     print("looking. The recipe was searched on seeds 100 to 103.\n")
     print("| seed | attacked | u = 3 | pruned | DER | pooled Pearson, Spearman of UCLC with TAC |")
     print("|---|---|---|---|---|---|")
@@ -52,14 +56,17 @@ def main() -> None:
     for seed in options.seeds:
         report = reports[seed] = demo(seed, options.out / str(seed))
         before, after, pooled = report["before"], report["after"], report["pooled"]
+        metrics = [cells(m["acc"], m["asr"], m["ra"]) for m in (before, after)]
         print(
-            f"| {seed} | {cells(before['acc'], before['asr'], before['ra'])} | {cells(after['acc'], after['asr'], after['ra'])} "
+            f"| {seed} | {metrics[0]} | {metrics[1]} "
             f"| {report['pruned']} | {report['der']:.3f} | {pooled['pearson']:.2f}, {pooled['spearman']:.2f} |",
             flush=True,
         )
     ders = [report["der"] for report in reports.values()]
     after_asr = [report["after"]["asr"] for report in reports.values()]
-    print(f"\nMean DER {np.mean(ders):.3f}; ASR at u = 3 from {100 * min(after_asr):.1f} to {100 * max(after_asr):.1f} %.")
+    print(
+        f"\nMean DER {np.mean(ders):.3f}; ASR at u = 3 from {100 * min(after_asr):.1f} to {100 * max(after_asr):.1f} %."
+    )
     for kind in ("paper", "relative"):
         print(f"\n## Sweep, score = {kind} (oracle: measured on test images)\n")
         print("| seed | " + " | ".join(f"u = {u:g}" for u in VALUES) + " |")

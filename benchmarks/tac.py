@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.images} image pairs; best of {options.repeats}\n")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.images} image pairs, "
+        f"best of {options.repeats}\n"
+    )
     print("| model | two plain passes, s | TAC of all layers, s | ratio |")
     print("|---|---|---|---|")
     for name in ("resnet18", "preactresnet18", "vgg19_bn"):
