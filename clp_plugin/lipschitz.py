@@ -51,11 +51,12 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
 
 
 def uclc(view: FusedView, scores: Scores) -> dict[str, Floats]:
-    """Upper bound of the channel Lipschitz constants: sigma_k times the spectral norms of all layers before.
+    """The paper's UCLC: sigma_k times the spectral norms of all layers before.
 
     Before means upstream in the data flow, so that parallel branches do not count for each other; the norm of a whole
     layer is that of its fused kernels as one ``K x (C_in * positions)`` matrix per group. Within a layer UCLC ranks as
-    sigma_k does.
+    sigma_k does. It stands for an upper bound of the channel Lipschitz constant as far as the paper's does: reshaped
+    kernels approximate the convolution's norm, and where branches meet in a sum a bound would add what this multiplies.
 
     Returns:
         Layer name to ``(channels,)`` float64; inf where float64 overflows on very deep networks.
