@@ -23,17 +23,14 @@ from clp_plugin.verification import verify
 
 warnings.filterwarnings("ignore")
 
-_TORCHVISION = """alexnet convnext_tiny densenet121 densenet161 efficientnet_b0 efficientnet_b3 efficientnet_v2_s googlenet
-inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large regnet_x_400mf regnet_y_400mf resnet18
-resnet50 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vgg19_bn vit_b_16
-wide_resnet50_2"""
-_TIMM = """botnet26t_256 coatnet_0_rw_224 convmixer_768_32 convnext_atto crossvit_tiny_240 cspdarknet53 cspresnet50
-deit_tiny_patch16_224 densenet121 dla34 dpn68 edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientvit_b0
-efficientvit_m0 ese_vovnet19b_dw fastvit_t8 gernet_s ghostnet_100 hardcorenas_a hgnet_tiny hrnet_w18_small inception_resnet_v2
-inception_v4 levit_128s maxvit_tiny_rw_224 mixer_s32_224 mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilevit_s
-poolformer_s12 regnety_002 repvgg_a0 repvit_m1 res2net50_26w_4s resnest14d resnet18 resnetv2_50 resnetv2_50x1_bit rexnet_100
-selecsls42 seresnet50 skresnet18 swin_tiny_patch4_window7_224 tf_efficientnetv2_s tiny_vit_5m_224 tresnet_m vgg11_bn
-visformer_tiny vovnet39a xception41 xcit_nano_12_p16_224"""
+_TORCHVISION = """alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t
+mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5
+squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 wide_resnet50_2"""
+_TIMM = """convmixer_768_32 convnext_atto crossvit_tiny_240 cspresnet50 deit_tiny_patch16_224 dla34 dpn68 edgenext_xx_small
+efficientformer_l1 efficientvit_b0 ese_vovnet19b_dw fastvit_t8 gernet_s ghostnet_100 hardcorenas_a hrnet_w18_small levit_128s
+mixer_s32_224 mixnet_s mobilenetv3_large_100 mobilevit_s poolformer_s12 regnety_002 repvgg_a0 repvit_m1 res2net50_26w_4s
+resnest14d resnetv2_50 resnetv2_50x1_bit rexnet_100 selecsls42 seresnet50 skresnet18 tiny_vit_5m_224 tresnet_m visformer_tiny
+xcit_nano_12_p16_224"""
 _BUILTIN = "preactresnet18 resnet18 senet18 vgg19_bn"
 SPECS = (
     [f"torchvision:{name}" for name in _TORCHVISION.split()]
