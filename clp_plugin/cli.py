@@ -107,6 +107,9 @@ def attack(
     weight_decay: Annotated[Optional[float], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     n_train: Annotated[Optional[int], typer.Option(help="Use so many training images.")] = None,  # noqa: UP045
     n_test: Annotated[Optional[int], typer.Option(help="Use so many test images.")] = None,  # noqa: UP045
+    fixed_trigger: Annotated[
+        bool, typer.Option(help="Stamp training images after crop and flip, so that the trigger stays in its place.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",
     force: Annotated[bool, typer.Option(help="Replace an existing record.")] = False,
@@ -121,7 +124,8 @@ def attack(
         AttackRequest(
             out=out, method=method, dataset=dataset, data=data, model=model, width=width, target=target,
             poison_rate=poison_rate, recipe=recipe, recipe_changes={k: v for k, v in changes.items() if v is not None},
-            n_train=n_train, n_test=n_test, seed=seed, device=device, force=force, registry=registry,
+            n_train=n_train, n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force,
+            registry=registry,
         ),
         as_json=as_json,
     )  # fmt: skip

@@ -10,12 +10,14 @@ from typing import Any, cast
 
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.recipes import RECIPES, AttackSettings
-from clp_plugin.console import emit_json, pick_device, progress_bar, say, show_table
+from clp_plugin.console import emit_json, percent, pick_device, progress_bar, say, show_table
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation import evaluate
 from clp_plugin.records import open_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.types import Metrics
+
+_TOOK = 0.9  # ASR below which a record is not what its name says
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class AttackRequest:
     recipe_changes: Mapping[str, Any]
     n_train: int | None
     n_test: int | None
+    fixed_trigger: bool
     seed: int
     device: str
     force: bool = False
@@ -49,6 +52,11 @@ def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
     seconds = time.perf_counter() - start
     record = open_record(request.out, toolbox="builtin")
     metrics = evaluate(record.model, record, device=pick_device(request.device))
+    if metrics.asr < _TOOK:
+        say(
+            f"note: the attack did not take: ASR {percent(metrics.asr)}, where clean images give {percent(metrics.base_rate)}; "
+            "train longer, poison more, or keep the trigger in its place with --fixed-trigger"
+        )
     if as_json:
         emit_json({"record": str(request.out), "seconds": seconds, **metrics.to_json()})
         return
@@ -98,6 +106,7 @@ def _settings(request: AttackRequest) -> AttackSettings:
         attack_options=request.attack_options,
         target=_target(request.target),
         poison_rate=request.poison_rate,
+        trigger_after_augmentation=request.fixed_trigger,
         seed=request.seed,
     )
 
