@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clp_plugin.types import Floats
 
-_PIECE = 1 << 18  # elements worked on at once, so that a half-precision model needs no second copy
-_BATCH = 1024  # Gram matrices turned into norms at once
+_PIECE = 1 << 17  # elements worked on at once, so that a half-precision model needs no second copy
+_BATCH = 512  # Gram matrices turned into norms at once
 _SQUARINGS = 8
 _CONVERGED = 0.02  # see _largest_eigenvalues
 _TINY = 1e-15  # norms below: their squares lose digits in float32
