@@ -34,12 +34,17 @@ def select(scores: Scores, u: float, *, unbiased: bool | None = None) -> Mask:
 
 def z_scores(sigma: Floats, *, unbiased: bool = False) -> Floats:
     """How many standard deviations each channel lies above its layer's mean, ``(K,)``; zeros where all are equal."""
-    if len(sigma) < 2 or np.ptp(sigma) <= 1e-12 * np.abs(sigma).max():
+    if _says_nothing(sigma):
         return np.zeros(len(sigma))
     return np.asarray((sigma - sigma.mean()) / sigma.std(ddof=int(unbiased)))
 
 
 def _outliers(sigma: Floats, u: float, unbiased: bool) -> Bools:
-    if len(sigma) < 2 or np.ptp(sigma) <= 1e-12 * np.abs(sigma).max():
+    if _says_nothing(sigma):
         return np.zeros(len(sigma), dtype=bool)
     return np.asarray(sigma > sigma.mean() + u * sigma.std(ddof=int(unbiased)))
+
+
+def _says_nothing(sigma: Floats) -> bool:
+    """Fewer than 2 channels, or scores equal up to rounding: no channel stands out."""
+    return len(sigma) < 2 or bool(np.ptp(sigma) <= 1e-12 * np.abs(sigma).max())

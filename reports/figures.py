@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.selection import z_scores
 from clp_plugin.types import Bools, Floats, Mask, Scores
 
 from ._style import BLUE, GREEN, GREY, RED, SMALL, few_ticks, new_figure, plain_axes
@@ -34,7 +35,10 @@ def channel_scores_figure(scores: Scores, mask: Mask, u: float) -> Figure:
     figure = new_figure(8.5, 1.6 + 0.2 * max(len(names), 3))
     axes = figure.add_subplot()
     for row, name in enumerate(names):
-        z, marked = _z_scores(scores.sigma[name]), _marked(mask, name, len(scores.sigma[name]))
+        z, marked = (
+            z_scores(scores.sigma[name], unbiased=scores.pairing == "registration"),
+            _marked(mask, name, len(scores.sigma[name])),
+        )
         # Spread by a fixed sequence, not at random: the same scores give the same picture.
         offset = ((np.arange(len(z)) * 0.618034) % 1 - 0.5) * 0.6
         axes.scatter(
@@ -202,12 +206,6 @@ def comparison_figure(frame: pd.DataFrame) -> Figure:
     plain_axes(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
-
-
-def _z_scores(sigma: Floats) -> Floats:
-    spread = float(np.std(sigma))
-    centred = np.asarray(sigma, dtype=np.float64) - float(np.mean(sigma))
-    return centred / spread if spread > 0 else np.zeros_like(centred)
 
 
 def _marked(mask: Mask, name: str, channels: int) -> Bools:

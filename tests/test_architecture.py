@@ -15,7 +15,7 @@ FOLDERS = {"clp_plugin": "clp_plugin", "adapters": "clp_plugin.adapters", "repor
 pytestmark = pytest.mark.skipif(not (ROOT / "adapters").is_dir(), reason="needs the checkout")
 
 # Inside the core, everything that draws or reads results must stay importable without torch.
-FOR_REPORTS = {"types", "errors", "store", "safe_io", "_atomic", "_pickles", "reports"}
+FOR_REPORTS = {"types", "selection", "errors", "store", "safe_io", "_atomic", "_pickles", "reports"}
 FOR_ADAPTERS = {"types", "errors", "images", "safe_io", "architectures", "adapters"}
 ENDPOINTS = {"cli", "console", "commands"}  # the only ones that talk to people, adapters and reports
 LIGHT = {"cli", "console", "errors", "registry", "records", "store", "types", "_atomic", "_imports", "commands.listing"}
