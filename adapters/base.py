@@ -1,13 +1,16 @@
-"""What a toolbox adapter offers."""
+"""What a toolbox adapter offers: reading records, and, where it drives its toolbox, running and writing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clp_plugin.types import Record
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -47,4 +50,150 @@ class Adapter(Protocol):
 
     def records(self, root: Path) -> Iterator[RecordListing]:
         """Records directly under ``root``, complete or not."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """How one of a toolbox's own scripts is to run.
+
+    Attributes:
+        options: Options of the script, as its own command line names them, e.g. ``{"epochs": 5}``.
+        root: The toolbox's checkout; found by the adapter if None.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        seed: Of the script.
+        time_limit: Seconds after which it is stopped, or None.
+        force: Replace an earlier result.
+        trust: Let the script load pickles that run code.
+        fast_cpu: bfloat16 and channels-last where the script asks for mixed precision and there is no GPU.
+        report: Called with each line that the script prints, and with remarks of the adapter.
+    """
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    root: Path | None = None
+    device: str = "cpu"
+    seed: int = 0
+    time_limit: float | None = None
+    force: bool = False
+    trust: bool = False
+    fast_cpu: bool = False
+    report: Callable[[str], object] = lambda line: None
+
+
+@dataclass(frozen=True)
+class ToolboxResult:
+    """What a toolbox's own defense left behind, read back.
+
+    Attributes:
+        model: The repaired network, rebuilt by us, in eval mode on the CPU.
+        folder: Where the toolbox's files lie.
+        reported: ``acc``, ``asr``, ``ra`` in [0, 1] as the script itself measured them; what it did not say is absent.
+        seconds: Wall-clock time of the script, loading and its own evaluations included; 0 if not known.
+        budget: What it saw: ``"none"``, ``"benign:250"``, ``"poisoned:..."``.
+        oracle: Where test or triggered images took part in choosing a parameter, how; otherwise empty.
+        options: The options it ran with, as far as known.
+        log: What it printed, or None if not known.
+        commit: The checkout's commit, or empty.
+    """
+
+    model: nn.Module
+    folder: Path
+    reported: Mapping[str, float]
+    seconds: float
+    budget: str
+    oracle: str
+    options: Mapping[str, object]
+    log: Path | None = None
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class ScriptState:
+    """Whether one of a toolbox's scripts starts here.
+
+    Attributes:
+        kind: ``"defense"`` or ``"attack"``.
+        name: As in ``--method``.
+        problem: Empty if it starts.
+        missing: The package to install, if that is the problem.
+    """
+
+    kind: str
+    name: str
+    problem: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class CheckoutState:
+    """What ``bench toolbox check`` says.
+
+    Attributes:
+        root: The checkout.
+        found_by: How it was found: ``--root``, an environment variable, the configuration file, the current folder.
+        commit: Its commit, with ``+changes`` if files differ; empty if it is not a git checkout.
+        scripts: One entry a script.
+        registered: Whether this plugin is registered in it.
+    """
+
+    root: Path
+    found_by: str
+    commit: str
+    scripts: Sequence[ScriptState]
+    registered: bool
+
+
+class Toolbox(Adapter, Protocol):
+    """An adapter that can also drive its toolbox: install it, run its scripts, write what its tools read."""
+
+    def locate(self, name: str, *, root: Path | None = None) -> Path:
+        """Folder of the record of that name in the checkout."""
+        ...
+
+    def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
+        """Clone a pinned commit to ``destination``; returns the checkout."""
+        ...
+
+    def check(self, *, root: Path | None = None) -> CheckoutState:
+        """Try every script of the checkout."""
+        ...
+
+    def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
+        """Add this plugin to the checkout as a defense of its own, or take it out; returns the files concerned."""
+        ...
+
+    def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
+        """Run one of the toolbox's own defenses on a record and read its result back."""
+        ...
+
+    def read_defense(self, record: Path, method: str) -> ToolboxResult:
+        """Read back what the toolbox's own defense left there earlier."""
+        ...
+
+    def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
+        """Where the toolbox would look for the result of a method of this plugin."""
+        ...
+
+    def export(
+        self,
+        place: Path,
+        name: str,
+        record: Record,
+        model: nn.Module,
+        final: Mapping[str, Any],
+        sweep: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Write into ``place``, which will become the folder ``name``, what the toolbox's tools read.
+
+        ``final`` and each row of ``sweep`` hold what is known of ``u, acc, asr, ra, clean_loss, triggered_loss``.
+        """
+        ...
+
+    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
+        """The toolbox's names and values for what ``bench attack`` calls ``dataset, model, target, poison_rate, epochs,
+        batch_size, lr, weight_decay``; only what was given."""
+        ...
+
+    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
+        """Run one of the toolbox's own attacks; returns the new record's folder."""
         ...

@@ -1,13 +1,16 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
@@ -36,8 +39,7 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot write {path}: {reason}; choose another place or make it writable") from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -62,3 +64,60 @@ def finite(obj: object) -> object:
     if isinstance(obj, (list, tuple)):
         return [finite(value) for value in obj]
     return obj
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path) -> Iterator[Path]:
+    """A new folder beside ``destination`` to be filled; when the block ends well it takes that place in one step.
+
+    A folder that stands there already is set aside first and deleted last; if the block fails, nothing has changed.
+
+    Args:
+        destination: The folder to make or to replace. Missing parents are made.
+
+    Raises:
+        ConfigError: If the place cannot be written.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _finish_interrupted(destination)
+        staged = Path(tempfile.mkdtemp(prefix=f".{destination.name}.new-", dir=destination.parent))
+        staged.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's only
+    except OSError as error:
+        raise _cannot_write(destination, error) from error
+    try:
+        yield staged
+        _swap(staged, destination)
+    except OSError as error:
+        raise _cannot_write(destination, error) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _swap(staged: Path, destination: Path) -> None:
+    aside = destination.with_name(f".{destination.name}.old")
+    if destination.exists():
+        destination.rename(aside)
+    staged.rename(destination)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finish_interrupted(destination: Path) -> None:
+    """What a killed run left: the old folder set aside, when the new one had not yet taken its place, goes back."""
+    aside = destination.with_name(f".{destination.name}.old")
+    if aside.is_dir() and not destination.exists():
+        aside.rename(destination)
+    shutil.rmtree(aside, ignore_errors=True)
+    for left in destination.parent.glob(f".{glob.escape(destination.name)}.new-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(f"cannot write {path}: {reason}; choose another place or make it writable")

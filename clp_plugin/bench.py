@@ -32,6 +32,11 @@ class DefenseRun:
     before: Metrics
     after: Metrics
 
+    def with_log(self, **facts: Any) -> DefenseRun:
+        """The same run with more to keep in the outcome's log."""
+        outcome = self.outcome.model_copy(update={"log": {**self.outcome.log, **facts}})
+        return dataclasses.replace(self, outcome=outcome)
+
 
 def make_defense(
     catalogue: Catalogue, method: str, dataset: str, options: Mapping[str, Any]

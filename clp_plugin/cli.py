@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from clp_plugin.cli_options import (
+    AsJson,
+    Device,
+    FastCpu,
+    Given,
+    Implementation,
+    Listed,
+    Norm,
+    NormName,
+    OutFolder,
+    Parity,
+    RecordPath,
+    Registry,
+    Root,
+    Score,
+    ScoreName,
+    TimeLimit,
+    Toolbox,
+    Trust,
+    U,
+)
+from clp_plugin.cli_toolbox import toolbox_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,47 +38,6 @@ app = typer.Typer(
     help="Repair backdoored image classifiers with Channel-Lipschitzness Pruning, and measure it honestly. "
     "--debug anywhere on the command line shows the traceback of an error.",
 )
-
-
-class Listed(str, Enum):
-    """What ``bench list`` can list."""
-
-    toolboxes = "toolboxes"
-    defenses = "defenses"
-    attacks = "attacks"
-    records = "records"
-
-
-class ScoreName(str, Enum):
-    """Which score."""
-
-    paper = "paper"
-    relative = "relative"
-
-
-class NormName(str, Enum):
-    """Which spectral norm."""
-
-    reshaped = "reshaped"
-    exact = "exact"
-
-
-# typer evaluates annotations at run time, so Optional instead of `X | None`, which Python 3.10 cannot give it.
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Trust = Annotated[bool, typer.Option(help="Allow pickles that run code. Only for files you know.")]
-Registry = Annotated[Optional[Path], typer.Option(help="A file like registry.yaml that adds entries.")]  # noqa: UP045
-Toolbox = Annotated[Optional[str], typer.Option(help="Toolbox of the record; found out if not given.")]  # noqa: UP045
-RecordPath = Annotated[Path, typer.Option(help="The record's folder.")]
-OutFolder = Annotated[Optional[Path], typer.Option(help="Folder for the results.")]  # noqa: UP045
-U = Annotated[Optional[float], typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]  # noqa: UP045
-Score = Annotated[
-    ScoreName, typer.Option(help="paper: sigma of the fused kernel; relative: in units of a channel's own response.")
-]
-Norm = Annotated[NormName, typer.Option(help="reshaped: the paper's; exact: of the convolution as an operator.")]
-Parity = Annotated[
-    bool, typer.Option(help="Prune exactly what the published code prunes (its pairing, unbiased std, no eps).")
-]
 
 
 @app.command()
@@ -90,16 +71,20 @@ def list_(
 
 @app.command()
 def attack(
-    out: Annotated[Path, typer.Option(help="Folder of the new record.")],
-    method: Annotated[str, typer.Option(help="See `bench list attacks`.")] = "badnets",
+    out: Annotated[Path, typer.Option(help="Folder of the new record; with --toolbox its name in the checkout.")],
+    method: Annotated[
+        str, typer.Option(help="See `bench list attacks`; with --toolbox one of its scripts.")
+    ] = "badnets",
+    toolbox: Annotated[Optional[str], typer.Option(help="Run this toolbox's own script.")] = None,  # noqa: UP045
+    root: Root = None,
     dataset: Annotated[
-        str, typer.Option(help="digits (built in), cifar10, or folder (any ImageFolder tree).")
-    ] = "digits",
+        Optional[str], typer.Option(help="digits (built in, default), cifar10, or folder (any ImageFolder tree).")  # noqa: UP045
+    ] = None,
     data: Annotated[Optional[Path], typer.Option(help="Where the data set lies.")] = None,  # noqa: UP045
-    model: Annotated[str, typer.Option(help="resnet18, resnet34, vgg16_bn, preactresnet18, senet18, ...")] = "resnet18",
+    model: Annotated[Optional[str], typer.Option(help="resnet18 (default), vgg16_bn, preactresnet18, ...")] = None,  # noqa: UP045
     width: Annotated[Optional[int], typer.Option(help="Channels of the first stage.")] = None,  # noqa: UP045
-    target: Annotated[str, typer.Option(help="Target class, or `all` for all-to-all.")] = "0",
-    poison_rate: Annotated[float, typer.Option(help="Share of the training images that is poisoned.")] = 0.1,
+    target: Annotated[Optional[str], typer.Option(help="Target class (default 0), or `all` for all-to-all.")] = None,  # noqa: UP045
+    poison_rate: Annotated[Optional[float], typer.Option(help="Share of poisoned images, default 0.1.")] = None,  # noqa: UP045
     recipe: Annotated[str, typer.Option(help="Named training recipe: clp-paper or demo.")] = "clp-paper",
     epochs: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
@@ -110,6 +95,9 @@ def attack(
     fixed_trigger: Annotated[
         bool, typer.Option(help="Stamp training images after crop and flip, so that the trigger stays in its place.")
     ] = False,
+    option: Given = None,
+    time_limit: TimeLimit = None,
+    fast_cpu: FastCpu = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",
     force: Annotated[bool, typer.Option(help="Replace an existing record.")] = False,
@@ -117,15 +105,29 @@ def attack(
     as_json: AsJson = False,
 ) -> None:
     """Train an attacked model and store it as a record. Killed runs go on where they stopped."""
+    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
+    if toolbox is not None and toolbox != "builtin":
+        from clp_plugin.commands.attack_toolbox import ToolboxAttackRequest, attack_with_toolbox
+
+        what = {"dataset": dataset, "model": model, "target": target, "poison_rate": poison_rate}
+        given |= {k: v for k, v in what.items() if v is not None}
+        attack_with_toolbox(
+            ToolboxAttackRequest(
+                name=out, method=method, toolbox=toolbox, root=root, given=given, options=option or [],
+                time_limit=time_limit, fast_cpu=fast_cpu, seed=seed, device=device, force=force, registry=registry,
+            ),
+            as_json=as_json,
+        )  # fmt: skip
+        return
     from clp_plugin.commands.attack import AttackRequest, run_attack_command
 
-    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
     run_attack_command(
         AttackRequest(
-            out=out, method=method, dataset=dataset, data=data, model=model, width=width, target=target,
-            poison_rate=poison_rate, recipe=recipe, recipe_changes={k: v for k, v in changes.items() if v is not None},
-            n_train=n_train, n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force,
-            registry=registry,
+            out=out, method=method, dataset=dataset or "digits", data=data, model=model or "resnet18", width=width,
+            target=target or "0", poison_rate=0.1 if poison_rate is None else poison_rate, recipe=recipe,
+            recipe_changes=given, n_train=n_train, n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device,
+            force=force, registry=registry, attack_options=option or [],
         ),
         as_json=as_json,
     )  # fmt: skip
@@ -166,41 +168,59 @@ def scan(
 @app.command()
 def defend(
     record: RecordPath,
-    method: Annotated[str, typer.Option(help="See `bench list defenses`.")] = "clp",
+    method: Annotated[str, typer.Option(help="See `bench list defenses`; with --impl toolbox one of its own.")] = "clp",
+    impl: Annotated[
+        Implementation,
+        typer.Option(help="own: this package's; toolbox: its unmodified script, in a process of its own."),
+    ] = Implementation.own,
     toolbox: Toolbox = None,
+    root: Root = None,
     u: U = None,
     score: Annotated[Optional[ScoreName], typer.Option(help="For clp: paper or relative.")] = None,  # noqa: UP045
     norm: Annotated[Optional[NormName], typer.Option(help="For clp: reshaped or exact.")] = None,  # noqa: UP045
     parity: Parity = False,
+    option: Given = None,
+    sweep: Annotated[str, typer.Option(help="clp on a toolbox's record: u of its sweep file, or `none`.")] = "0:10:0.5",
+    reuse: Annotated[bool, typer.Option(help="--impl toolbox: measure the result that is there.")] = False,
+    time_limit: TimeLimit = None,
+    fast_cpu: FastCpu = False,
     seed: Annotated[int, typer.Option(help="Of the defense.")] = 0,
     device: Device = "auto",
     out: OutFolder = None,
+    force: Annotated[bool, typer.Option(help="Replace another result.")] = False,
     trust: Trust = False,
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
     """Repair the model of a record and measure it before and after."""
     from clp_plugin.commands.defend import DefendRequest, defend_record
+    from clp_plugin.options import parse_options
 
-    given = {
+    named = {
         "u": u,
         "score": score and score.value,
         "norm": norm and norm.value,
         "pairing": "registration" if parity else None,
     }
-    defend_record(
-        DefendRequest(
-            record=record, method=method, options={k: v for k, v in given.items() if v is not None}, toolbox=toolbox,
-            seed=seed, device=device, out=out, trust=trust, registry=registry,
-        ),
-        as_json=as_json,
+    options = {**parse_options(option or []), **{k: v for k, v in named.items() if v is not None}}
+    request = DefendRequest(
+        record=record, method=method, options=options, toolbox=toolbox, root=root, seed=seed, device=device, out=out,
+        sweep=None if sweep == "none" else sweep, force=force, trust=trust, registry=registry,
     )  # fmt: skip
+    if impl is Implementation.toolbox:
+        from clp_plugin.commands.defend_toolbox import ToolboxRunOptions, defend_with_toolbox
+
+        how = ToolboxRunOptions(time_limit=time_limit, fast_cpu=fast_cpu, reuse=reuse, quiet=as_json)
+        defend_with_toolbox(request, how, as_json=as_json)
+    else:
+        defend_record(request, as_json=as_json)
 
 
 @app.command()
 def correlate(
     record: RecordPath,
     toolbox: Toolbox = None,
+    root: Root = None,
     u: U = None,
     score: Score = ScoreName.paper,
     norm: Norm = NormName.reshaped,
@@ -217,7 +237,7 @@ def correlate(
 
     correlate_record(
         CorrelateRequest(
-            record=record, toolbox=toolbox, u=u, score=score.value, norm=norm.value, tac_norm=tac_norm,
+            record=record, toolbox=toolbox, root=root, u=u, score=score.value, norm=norm.value, tac_norm=tac_norm,
             max_images=max_images, device=device, out=out, trust=trust, registry=registry,
         ),
         as_json=as_json,
@@ -229,6 +249,7 @@ def sweep(
     record: RecordPath,
     u: Annotated[str, typer.Option(help="FIRST:LAST:STEP (both ends included) or a list.")] = "0:10:0.5",
     toolbox: Toolbox = None,
+    root: Root = None,
     score: Score = ScoreName.paper,
     norm: Norm = NormName.reshaped,
     parity: Parity = False,
@@ -243,11 +264,29 @@ def sweep(
 
     sweep_record(
         SweepRequest(
-            record=record, values=u, toolbox=toolbox, score=score.value, norm=norm.value, parity=parity, device=device,
-            out=out, trust=trust, registry=registry,
+            record=record, values=u, toolbox=toolbox, root=root, score=score.value, norm=norm.value, parity=parity,
+            device=device, out=out, trust=trust, registry=registry,
         ),
         as_json=as_json,
     )  # fmt: skip
+
+
+@app.command()
+def compare(
+    record: Annotated[list[Path], typer.Option(help="As for `bench defend`; give it once for each record.")],
+    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")],
+    toolbox: Toolbox = None,
+    root: Root = None,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tables and figures of all that was run on some records: ACC, ASR, DER and time of each method, UCLC against TAC."""
+    from clp_plugin.commands.compare import compare_records
+
+    compare_records(record, out, toolbox=toolbox, root=root, registry=registry, as_json=as_json)
+
+
+app.add_typer(toolbox_app, name="toolbox")
 
 
 def main() -> None:

@@ -109,9 +109,14 @@ def pick_device(name: str) -> str:
 
 def run(app: Callable[..., Any], argv: list[str]) -> int:
     """Run the app: a user's mistake is one line and exit code 2, ``--debug`` anywhere shows the traceback."""
-    debug = "--debug" in argv
+    rest = [arg for arg in argv if arg != "--debug"]
+    return guarded(lambda: app(rest, standalone_mode=True), debug="--debug" in argv)
+
+
+def guarded(work: Callable[[], object], *, debug: bool) -> int:
+    """Exit code of ``work``: 0, 2 for a user's mistake, 1 for an error nobody planned for, 130 for Ctrl-C."""
     try:
-        app([arg for arg in argv if arg != "--debug"], standalone_mode=True)
+        work()
     except SystemExit as stop:
         if stop.code == _STOPPED:  # typer turns Ctrl-C into this
             return _stopped()

@@ -24,7 +24,7 @@ class _Listing(Protocol):
     def complete(self) -> bool: ...
 
 
-class _Adapter(Protocol):
+class RecordReader(Protocol):
     """The part of ``clp_plugin.adapters.base.Adapter`` used here; core does not import adapters."""
 
     def sniff(self, path: Path) -> bool: ...
@@ -67,10 +67,25 @@ def open_record(
     """
     path = Path(path)
     catalogue = catalogue if catalogue is not None else load_catalogue()
+    return find_adapter(path, toolbox=toolbox, catalogue=catalogue).open(path, trust=trust)
+
+
+def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> RecordReader:
+    """The adapter that reads the record in a folder.
+
+    Args:
+        path: The record's folder.
+        toolbox: Its toolbox's name; found out by file names if None.
+        catalogue: What is on offer.
+
+    Raises:
+        RecordError: If there is no record, or not exactly one toolbox claims it.
+        RegistryError: If ``toolbox`` is unknown or cannot be imported.
+    """
     if toolbox is not None:
-        adapter = _adapter(catalogue, toolbox)
+        adapter = load_adapter(catalogue, toolbox)
         _require_filled_folder(path)
-        return adapter.open(path, trust=trust)
+        return adapter
     _require_filled_folder(path)
     adapters = _importable_adapters(catalogue)
     claiming = {name: adapter for name, adapter in adapters.items() if adapter.sniff(path)}
@@ -78,7 +93,22 @@ def open_record(
         raise RecordError(_nobody_knows(path, adapters))
     if len(claiming) > 1:
         raise RecordError(f"{path} looks like a record of {' and of '.join(claiming)}; say which with --toolbox")
-    return next(iter(claiming.values())).open(path, trust=trust)
+    return next(iter(claiming.values()))
+
+
+def locate_record(record: Path, *, toolbox: str | None, root: Path | None, catalogue: Catalogue) -> Path:
+    """The folder of a record that was given as a path, or by its name in a toolbox's checkout.
+
+    Args:
+        record: A folder, or a name that the toolbox's adapter can locate.
+        toolbox: Whose name it is; without it only a path is understood.
+        root: The checkout, if not the one that the adapter finds.
+        catalogue: What is on offer.
+    """
+    locate = getattr(load_adapter(catalogue, toolbox), "locate", None) if toolbox is not None else None
+    if record.is_dir() or locate is None:
+        return record
+    return cast(Path, locate(str(record), root=root))
 
 
 def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[FoundRecord]:
@@ -99,7 +129,12 @@ def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[F
     return sorted(found, key=lambda record: (str(record.path), record.toolbox))
 
 
-def _adapter(catalogue: Catalogue, name: str) -> _Adapter:
+def load_adapter(catalogue: Catalogue, name: str) -> RecordReader:
+    """The adapter of a toolbox by its name in the catalogue.
+
+    Raises:
+        RegistryError: If the name is unknown, cannot be imported, or is no adapter.
+    """
     found = catalogue.resolve("toolboxes", name)
     try:
         adapter = found() if isinstance(found, type) else found
@@ -108,15 +143,15 @@ def _adapter(catalogue: Catalogue, name: str) -> _Adapter:
     lacking = [method for method in ("sniff", "open", "records") if not callable(getattr(adapter, method, None))]
     if lacking:
         raise RegistryError(f"toolbox {name!r}: {found!r} is no adapter, it lacks {', '.join(lacking)}")
-    return cast(_Adapter, adapter)
+    return cast(RecordReader, adapter)
 
 
-def _importable_adapters(catalogue: Catalogue) -> dict[str, _Adapter]:
+def _importable_adapters(catalogue: Catalogue) -> dict[str, RecordReader]:
     """One broken extension must not make the records of the other toolboxes unreadable."""
-    adapters: dict[str, _Adapter] = {}
+    adapters: dict[str, RecordReader] = {}
     for name in catalogue.names("toolboxes"):
         try:
-            adapters[name] = _adapter(catalogue, name)
+            adapters[name] = load_adapter(catalogue, name)
         except RegistryError as error:
             _log.warning("left out: %s", error)
     return adapters
@@ -137,7 +172,7 @@ def _require_filled_folder(path: Path) -> None:
         raise RecordError(f"{path} is an empty folder, not a record; run the attack that should have filled it")
 
 
-def _nobody_knows(path: Path, adapters: dict[str, _Adapter]) -> str:
+def _nobody_knows(path: Path, adapters: dict[str, RecordReader]) -> str:
     held = sorted(item.name for item in path.iterdir())
     shown = ", ".join(held[:8]) + ", ..." * (len(held) > 8)
     wanted = {name: getattr(adapter, "looks_for", "") for name, adapter in adapters.items()}

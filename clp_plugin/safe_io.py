@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clp_plugin._atomic import staged_folder as staged_folder
 from clp_plugin._atomic import write_atomically as write_atomically
 from clp_plugin._atomic import write_json_atomically as write_json_atomically
 from clp_plugin._atomic import write_text_atomically as write_text_atomically
-from clp_plugin._pickles import foreign_globals, plain_containers_allowed
+from clp_plugin._pickles import foreign_globals
+from clp_plugin._pickles import plain_containers_allowed as plain_containers_allowed
 from clp_plugin.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

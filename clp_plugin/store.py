@@ -60,7 +60,8 @@ class Outcome(BaseModel):
     """What one method did to one record.
 
     Attributes:
-        method: Name of the defense or attack in the catalogue.
+        method: Name of the defense or attack in the catalogue, or in its toolbox.
+        implementation: Whose code ran: ``"clp_plugin"``, or the toolbox, e.g. ``"backdoorbench"``.
         options: Its options, as used.
         command: The command line, or what a library call amounts to.
         seed: The seed all randomness came from.
@@ -73,6 +74,7 @@ class Outcome(BaseModel):
         provenance: The record's :meth:`~clp_plugin.types.Provenance.to_json`; empty for a lone checkpoint.
         before: Metrics of the attacked model.
         after: Metrics of the repaired model.
+        reported: ``acc``, ``asr``, ``ra`` in [0, 1] as the toolbox's own script measured them; None for our own code.
         der: Defense effectiveness rating in [0, 1].
         mask: :meth:`~clp_plugin.types.Mask.to_json`.
         weights: Path of the repaired weights, relative to the outcome's folder where it lies below it.
@@ -85,6 +87,7 @@ class Outcome(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
+    implementation: str = "clp_plugin"
     options: dict[str, Any] = {}
     command: str
     seed: int | None
@@ -97,6 +100,7 @@ class Outcome(BaseModel):
     provenance: dict[str, Any] = {}
     before: StoredMetrics | None = None
     after: StoredMetrics | None = None
+    reported: dict[str, float] | None = None
     der: float | None = Field(default=None, ge=0, le=1)
     mask: dict[str, dict[str, Any]] | None = None
     weights: str | None = None
@@ -168,8 +172,8 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """One row an outcome; fractions stay fractions.
 
     Returns:
-        Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, options, seed, protocol,
-        budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der, created``.
+        Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
+        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der, created``.
     """
     import pandas as pd
 
@@ -193,7 +197,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
     row["record"] = origin.get("path")
     row["options"] = json.dumps(outcome.options, sort_keys=True, default=str)
-    for key in ("method", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):
+    for key in ("method", "implementation", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):
         row[key] = getattr(outcome, key)
     for when, metrics in (("before", outcome.before), ("after", outcome.after)):
         values: Mapping[str, Any] = metrics.model_dump() if metrics else {}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -175,36 +174,6 @@ def example_images_figure(
             axes.set_yticks([])
     for axes, caption in zip(panels[0], captions, strict=False):
         axes.set_title(caption, fontsize=8)
-    return figure
-
-
-def comparison_figure(frame: pd.DataFrame) -> Figure:
-    """ACC and ASR of each method after repair, averaged over its outcomes, beside the attacked models.
-
-    Args:
-        frame: Of :func:`clp_plugin.store.outcomes_frame`; failed outcomes are left out. Methods run under the oracle
-            protocol are a bar of their own and say so.
-
-    Raises:
-        ConfigError: If no outcome has metrics.
-    """
-    done = frame[frame["after_acc"].notna()] if len(frame) else frame
-    if not len(done):
-        raise ConfigError("a comparison needs at least one outcome with metrics, found none")
-    label = done["method"] + np.where(done["protocol"] == "oracle", "\n(oracle)", "")
-    bars = {"attacked": (done["before_acc"], done["before_asr"])}
-    bars |= {str(name): (group["after_acc"], group["after_asr"]) for name, group in done.groupby(label, sort=False)}
-    figure = new_figure(max(1.1 * len(bars) + 1.5, 4.5), 3.4)
-    axes = figure.add_subplot()
-    for shift, name, color, hatch in ((0, "ACC", BLUE, ""), (1, "ASR", RED, "//")):
-        heights = [100 * float(values[shift].astype(float).mean()) for values in bars.values()]
-        places = np.arange(len(bars)) + (shift - 0.5) * 0.38
-        drawn = axes.bar(places, heights, 0.36, label=name, color=color, hatch=hatch, edgecolor="white")
-        axes.bar_label(drawn, fmt="%.1f", fontsize=SMALL, padding=1)
-    axes.set_xticks(range(len(bars)), [f"{name}\nn = {len(values[0])}" for name, values in bars.items()], fontsize=8)
-    axes.set(ylim=(0, 108), yticks=range(0, 101, 20), ylabel="% of test images")
-    plain_axes(axes, grid="y")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

@@ -14,24 +14,38 @@ from clp_plugin.store import Outcome, outcomes_frame
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
-    "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
+    "record", "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
     "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "status",
+)  # fmt: skip
+_COMPARED = (
+    "record", "method", "before_acc", "after_acc", "before_asr", "after_asr", "after_ra", "der", "seconds", "budget",
 )  # fmt: skip
 
 
 def outcome_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """One row an outcome with what a reader compares; fractions in [0, 1], None where there is nothing.
 
-    The method of an outcome whose parameters were chosen on test data is called ``"NAME (oracle)"``.
+    The method of an outcome is named by :func:`method_label`, its record by the name of its folder.
     """
     frame = outcomes_frame(outcomes).astype(object)
     frame["base_rate"] = frame["before_base_rate"]
     frame = frame.where(frame.notna(), None)
     rows = [{str(key): row[key] for key in _SHOWN} for row in frame.to_dict("records")]
-    for row in rows:
-        if row["protocol"] == "oracle":
-            row["method"] = f"{row['method']} (oracle)"
+    for row, whose in zip(rows, frame["implementation"], strict=True):
+        row["method"] = method_label(row["method"], whose, row["protocol"])
+        row["record"] = Path(row["record"] or "").name
     return rows
+
+
+def method_label(method: str, implementation: str, protocol: str) -> str:
+    """``"anp (backdoorbench, oracle)"``: whose code ran, unless it is ours, and whether test data chose a parameter."""
+    remarks = [implementation] * (implementation != "clp_plugin") + ["oracle"] * (protocol == "oracle")
+    return f"{method} ({', '.join(remarks)})" if remarks else method
+
+
+def comparison_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """A shorter row an outcome, for pages: what was attacked, by which method repaired, and what came of it."""
+    return [{key: row[key] for key in _COMPARED} for row in outcome_rows(outcomes)]
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

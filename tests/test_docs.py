@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -33,22 +34,27 @@ def section(command: str) -> str:
     return found[1]
 
 
-COMMANDS = {command.name: command for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
+def options(command: Any) -> set[str]:
+    """Of a command, or of all commands of a group."""
+    own = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    return own.union(*map(options, getattr(command, "commands", {}).values()))
+
+
+APP = typer.main.get_command(app)
+COMMANDS = APP.commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_documented(name: str) -> None:
     shared = (DOCS / "cli.md").read_text(encoding="utf-8").partition("## Options that several")[2].partition("\n## ")[0]
     known = words(shared) | words(section(name)) | set(re.findall(r"--[\w-]+", section(name)))
-    options = {option for parameter in COMMANDS[name].params for option in parameter.opts if option.startswith("--")}
-    assert options - {"--help"} <= known
-    assert len(options) > 2
+    assert options(COMMANDS[name]) - {"--help"} <= known
+    assert len(options(COMMANDS[name])) > 2
 
 
 def test_no_option_is_documented_that_does_not_exist() -> None:
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    real = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= real | {"--debug"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= options(APP) | {"--debug"}
 
 
 def test_every_key_of_json_output_is_documented() -> None:

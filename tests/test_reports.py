@@ -18,14 +18,13 @@ from PIL import Image
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.figures import (
     channel_scores_figure,
-    comparison_figure,
     example_images_figure,
     save_figure,
     sweep_figure,
     uclc_tac_figure,
 )
 from clp_plugin.reports.tables import outcome_rows, to_csv, to_markdown
-from clp_plugin.store import Outcome, outcomes_frame
+from clp_plugin.store import Outcome
 from clp_plugin.types import Mask, Scores
 
 ROWS = [
@@ -158,18 +157,6 @@ def test_example_figure_takes_grey_images_and_refuses_unequal_ones() -> None:
     for other in (grey[:, :, :2], grey[:0], grey[0]):
         with pytest.raises(ConfigError, match=r"expected two equal shapes"):
             example_images_figure(other, grey if len(other) else other)
-
-
-def test_comparison_figure_averages_each_method_and_marks_oracles() -> None:
-    other = {**outcome().model_dump()["after"], "acc": 0.87}
-    done = [outcome(), outcome(after=other), outcome("anp", protocol="oracle"), outcome("nad", after=None, der=None)]
-    figure = comparison_figure(outcomes_frame(done))
-    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert labels == ["attacked\nn = 3", "clp\nn = 2", "anp\n(oracle)\nn = 1"]
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == pytest.approx([99.0, 92.0, 97.0, 100.0, 5.12, 5.12])
-    with pytest.raises(ConfigError, match=r"at least one outcome with metrics"):
-        comparison_figure(outcomes_frame([]))
 
 
 def test_saved_figure_is_png_and_pdf_and_the_same_twice(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clp_plugin.correlation import Correlation, correlate
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion import fuse
 from clp_plugin.lipschitz import score
-from clp_plugin.records import open_record
+from clp_plugin.records import locate_record, open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.selection import select
 from clp_plugin.sweeping import SweepRow, parse_range, sweep
@@ -28,6 +28,7 @@ class CorrelateRequest:
 
     record: Path
     toolbox: str | None = None
+    root: Path | None = None
     u: float | None = None
     score: str = "paper"
     norm: str = "reshaped"
@@ -46,6 +47,7 @@ class SweepRequest:
     record: Path
     values: str = "0:10:0.5"
     toolbox: str | None = None
+    root: Path | None = None
     score: str = "paper"
     norm: str = "reshaped"
     parity: bool = False
@@ -67,7 +69,8 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
     if request.max_images is not None and request.max_images < 1:
         raise ConfigError(f"--max-images: expected at least 1, found {request.max_images}")
     catalogue = load_catalogue(request.registry)
-    record = open_record(request.record, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape)
     scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
     mask = select(scores, default_u(record, catalogue) if request.u is None else request.u)
@@ -81,7 +84,7 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
             progress=report,
         )
     found = correlate(scores, tac)
-    folder = request.out or request.record / "analysis" / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
+    folder = request.out or path / "analysis" / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
     write_correlation(folder, scores, tac, mask, found)
     if as_json:
         emit_json({"layers": [layer.to_json() for layer in found.layers], "pooled": found.pooled.to_json()})
@@ -127,13 +130,14 @@ def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     """Sweep, write CSV and figure, print."""
     values = parse_range(request.values)
     catalogue = load_catalogue(request.registry)
-    record = open_record(request.record, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape, pairing="registration" if request.parity else "dataflow")
     scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
     with progress_bar("sweep") as report:
         rows = sweep(record, scores, values, device=pick_device(request.device), progress=report)
     rule = "parity" if request.parity else f"{request.score}-{request.norm}"
-    folder = request.out or request.record / "analysis" / f"sweep-{rule}"
+    folder = request.out or path / "analysis" / f"sweep-{rule}"
     write_sweep(folder, rows, default_u(record, catalogue))
     if as_json:
         emit_json({"rows": [row.to_json() for row in rows]})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from clp_plugin.adapters.builtin.recipes import RECIPES, AttackSettings
 from clp_plugin.console import emit_json, percent, pick_device, progress_bar, say, show_table
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation import evaluate
+from clp_plugin.options import parse_options
 from clp_plugin.records import open_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.types import Metrics
@@ -41,7 +42,7 @@ class AttackRequest:
     device: str
     force: bool = False
     registry: Path | None = None
-    attack_options: Mapping[str, Any] = field(default_factory=dict)
+    attack_options: Sequence[str] = ()
 
 
 def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
@@ -52,15 +53,20 @@ def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
     seconds = time.perf_counter() - start
     record = open_record(request.out, toolbox="builtin")
     metrics = evaluate(record.model, record, device=pick_device(request.device))
-    if metrics.asr < _TOOK:
-        say(
-            f"note: the attack did not take: ASR {percent(metrics.asr)}, where clean images give {percent(metrics.base_rate)}; "
-            "train longer, poison more, or keep the trigger in its place with --fixed-trigger"
-        )
+    note_if_it_did_not_take(metrics, "train longer, poison more, or keep the trigger in its place with --fixed-trigger")
     if as_json:
         emit_json({"record": str(request.out), "seconds": seconds, **metrics.to_json()})
         return
     show_metrics(f"attacked model in {request.out}", {request.method: metrics})
+
+
+def note_if_it_did_not_take(metrics: Metrics, remedy: str) -> None:
+    """A record whose ASR is low is not what its name says."""
+    if metrics.asr < _TOOK:
+        say(
+            f"note: the attack did not take: ASR {percent(metrics.asr)}, where clean images give "
+            f"{percent(metrics.base_rate)}; {remedy}"
+        )
 
 
 def train_record(
@@ -103,7 +109,7 @@ def _settings(request: AttackRequest) -> AttackSettings:
         n_train=request.n_train,
         n_test=request.n_test,
         model_options={} if request.width is None else {"width": request.width},
-        attack_options=request.attack_options,
+        attack_options=parse_options(request.attack_options),
         target=_target(request.target),
         poison_rate=request.poison_rate,
         trigger_after_augmentation=request.fixed_trigger,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from clp_plugin.bench import DefenseRun, make_defense, run_defense, save_defense
 from clp_plugin.commands.attack import show_metrics
 from clp_plugin.console import command_line, emit_json, pick_device, progress_bar, say
-from clp_plugin.records import open_record
+from clp_plugin.defenses.clp import CLP
+from clp_plugin.errors import ConfigError
+from clp_plugin.fusion import fuse
+from clp_plugin.lipschitz import score
+from clp_plugin.published_rule import published_rule_note
+from clp_plugin.records import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
-from clp_plugin.types import Record
+from clp_plugin.safe_io import staged_folder
+from clp_plugin.store import load_outcome
+from clp_plugin.sweeping import SweepRow, parse_range, sweep
+from clp_plugin.types import Mask, Record, Scores
+
+OUTCOME = "outcome.json"
+_REFRESHED = ("method", "implementation", "options", "seed")  # the same run again may take its own place
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,12 @@ class DefendRequest:
     method: str = "clp"
     options: Mapping[str, Any] = field(default_factory=dict)
     toolbox: str | None = None
+    root: Path | None = None
+    sweep: str | None = None
     seed: int = 0
     device: str = "auto"
     out: Path | None = None
+    force: bool = False
     trust: bool = False
     registry: Path | None = None
 
@@ -33,8 +47,12 @@ class DefendRequest:
 def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     """Run, store, print."""
     catalogue = load_catalogue(request.registry)
-    record = open_record(request.record, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
+    record = adapter.open(path, trust=request.trust)
     defense, options = make_defense(catalogue, request.method, record.provenance.dataset, request.options)
+    folder = request.out or _default_folder(adapter, path, request, options)
+    require_replaceable(folder, request, options, "clp_plugin")
     with progress_bar(request.method) as report:
         run = run_defense(
             record,
@@ -46,28 +64,100 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
             command=command_line(),
             progress=report,
         )
-    folder = request.out or request.record / "defense" / request.method / slug(options, request.seed)
-    paths = save_defense(run, folder)
+    if isinstance(defense, CLP):
+        run = _with_evidence(run, record, defense)
+    with staged_folder(folder) as place:
+        names = [Path(written).name for written in save_defense(run, place).values()]
+        if hasattr(adapter, "export"):
+            _export(adapter, place, folder.name, record, run, defense, request)
     if as_json:
-        emit_json(defense_json(run, paths))
+        emit_json(defense_json(run, folder))
     else:
         show_defense(record, run)
-        say(f"wrote {', '.join(Path(path).name for path in paths.values())} to {folder}")
+        say(f"wrote {', '.join(names)} to {folder}")
 
 
-def defense_json(run: DefenseRun, paths: Mapping[str, str]) -> dict[str, Any]:
+def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[str, Any], implementation: str) -> None:
+    """A result is replaced by the same run again, or with ``--force``; a folder that holds anything else never is.
+
+    Raises:
+        ConfigError: If the folder must stay.
+    """
+    if folder.is_file():
+        raise ConfigError(f"--out: {folder} is a file; expected a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / OUTCOME).is_file():
+        raise ConfigError(f"{folder} holds files that `bench defend` did not write; choose another folder with --out")
+    if request.force:
+        return
+    earlier = load_outcome(folder / OUTCOME)
+    wanted = {
+        "method": request.method,
+        "implementation": implementation,
+        "options": dict(options),
+        "seed": request.seed,
+    }
+    if {key: getattr(earlier, key) for key in _REFRESHED} != wanted:
+        given = ", ".join(f"{key}={value}" for key, value in earlier.options.items())
+        raise ConfigError(
+            f"{folder} holds the result of {earlier.method} with {given}, seed {earlier.seed}; "
+            "give --force to replace it, or another folder with --out"
+        )
+
+
+def _default_folder(adapter: Any, path: Path, request: DefendRequest, options: Mapping[str, Any]) -> Path:
+    if hasattr(adapter, "result_folder"):
+        return cast(Path, adapter.result_folder(path, request.method, options))
+    return path / "defense" / request.method / slug(options, request.seed)
+
+
+def _with_evidence(run: DefenseRun, record: Record, defense: CLP) -> DefenseRun:
+    """What following the tensors changes on this network, kept with the outcome."""
+    note = published_rule_note(record.model, fuse(record.model, record.input_shape))
+    if defense.pairing == "registration":
+        note = f"parity run, by the published rule; {note}"
+    return run.with_log(published_rule=note)
+
+
+def _export(
+    adapter: Any, place: Path, name: str, record: Record, run: DefenseRun, defense: object, request: DefendRequest
+) -> None:
+    """Beside our own files those of the toolbox, and for CLP its sweep over u and two figures."""
+    final: dict[str, Any] = {"acc": run.after.acc, "asr": run.after.asr, "ra": run.after.ra}
+    rows: list[SweepRow] = []
+    if isinstance(defense, CLP) and request.sweep is not None:
+        view = fuse(record.model, record.input_shape, pairing=defense.pairing)
+        scores = score(view, score=defense.score, norm=defense.norm)
+        with progress_bar("sweep") as report:
+            values = [*parse_range(request.sweep), defense.u]
+            *rows, last = sweep(record, scores, values, device=pick_device(request.device), progress=report)
+        final = asdict(last)
+        _draw(place, scores, cast(Mask, run.repaired.mask), rows, defense.u)
+    adapter.export(place, name, record, run.repaired.model, final, [asdict(row) for row in rows])
+
+
+def _draw(place: Path, scores: Scores, mask: Mask, rows: Sequence[SweepRow], u: float) -> None:
+    from clp_plugin.reports.figures import channel_scores_figure, save_figure, sweep_figure
+
+    save_figure(channel_scores_figure(scores, mask, u), place / "scores")
+    save_figure(sweep_figure([row.to_json() for row in rows], default_u=u), place / "sweep")
+
+
+def defense_json(run: DefenseRun, folder: Path) -> dict[str, Any]:
     """What ``bench defend --json`` prints."""
     return {
         "method": run.outcome.method,
+        "implementation": run.outcome.implementation,
         "options": run.outcome.options,
         "before": run.before.to_json(),
         "after": run.after.to_json(),
         "der": run.outcome.der,
         "pruned": run.outcome.pruned,
         "seconds": run.outcome.seconds,
-        "mask": paths.get("mask"),
-        "weights": paths["weights"],
-        "outcome": paths["outcome"],
+        "mask": None if run.repaired.mask is None else str(folder / "mask.json"),
+        "weights": str(folder / "weights.safetensors"),
+        "outcome": str(folder / OUTCOME),
     }
 
 
@@ -82,6 +172,8 @@ def show_defense(record: Record, run: DefenseRun) -> None:
     )
     if run.repaired.mask is not None and len(run.repaired.mask):
         say(f"pruned {run.repaired.mask!r}")
+    if note := run.outcome.log.get("published_rule"):
+        say(str(note))
     say(f"DER {run.outcome.der:.3f}, {run.outcome.seconds:.2f} s, budget: {run.outcome.budget}")
 
 

@@ -45,19 +45,20 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     catalogue = load_catalogue()
     defense, options = make_defense(catalogue, "clp", record.provenance.dataset, {})
     run = run_defense(record, "clp", defense, options, seed=seed, device=device, command=command_line())
-    paths = save_defense(run, out / "defense" / "clp")
+    repaired = out / "defense" / "clp"
+    save_defense(run, repaired)
     with progress_bar("sweep") as report:
         rows = sweep(record, scores, parse_range(SWEEP), device=device, progress=report)
     found = _write_figures(out / "figures", record, view, scores, run, rows, device)
     seconds = time.perf_counter() - start
     if as_json:
-        emit_json(_report(run, paths, rows, found, seconds))
+        emit_json(_report(run, repaired, rows, found, seconds))
         return
     show_defense(record, run)
     show_sweep(rows)
     show_correlation(found)
     say(verdict(run, float(options["u"])))
-    say(f"figures and tables in {out / 'figures'}, repaired weights in {paths['weights']}; {seconds:.0f} s in all")
+    say(f"figures and tables in {out / 'figures'}, repaired weights in {repaired}; {seconds:.0f} s in all")
 
 
 def verdict(run: DefenseRun, u: float) -> str:
@@ -73,10 +74,10 @@ def verdict(run: DefenseRun, u: float) -> str:
 
 
 def _report(
-    run: DefenseRun, paths: dict[str, str], rows: list[SweepRow], found: Correlation, seconds: float
+    run: DefenseRun, repaired: Path, rows: list[SweepRow], found: Correlation, seconds: float
 ) -> dict[str, Any]:
     return {
-        **defense_json(run, paths),
+        **defense_json(run, repaired),
         "rows": [row.to_json() for row in rows],
         "pooled": found.pooled.to_json(),
         "seconds_total": seconds,

@@ -1,0 +1,97 @@
+"""The toolbox's own attacks: a record made by an unmodified script."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from clp_plugin.errors import ConfigError, RecordError, unknown_name
+
+from ..base import RunRequest
+from .attack_result import FILE
+from .checkout import Checkout
+from .datasets import FACTS, DatasetFacts
+from .process import Script, run_script
+from .scripts import command_line, declared_options
+from .workspace import add_data, move_in, workspace
+
+LOGS = "clp_plugin_logs"  # below record/, for what scripts printed that left no record
+# Declare the options that attacks share; one that a script does not take it refuses itself.
+_COMMON = (Path("attack", "prototype.py"), Path("attack", "badnet.py"))
+_NAME = re.compile(r"^[\w][\w.+-]*$", re.ASCII)
+
+
+def attack_names(checkout: Path) -> list[str]:
+    """The attacks that the checkout has."""
+    return sorted(
+        path.stem for path in (checkout / "attack").glob("*.py") if path.stem not in ("prototype", "__init__")
+    )
+
+
+def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) -> Path:
+    """Run an attack; its record appears when it has ended well, whole.
+
+    Args:
+        checkout: The toolbox.
+        name: Of the new record: letters, digits, ``_``, ``.``, ``+`` and ``-``.
+        method: The attack's script without ``.py``.
+        request: Options of the script; ``dataset`` says whose configuration to take (default cifar10).
+
+    Returns:
+        The record's folder.
+
+    Raises:
+        ConfigError: If the attack, an option or the name cannot be used, or the record exists already.
+        RecordError: If the data set is missing, or the script fails.
+    """
+    root = checkout.root
+    if method not in attack_names(root):
+        raise ConfigError(f"{root}: {unknown_name('attack', method, attack_names(root))}")
+    if not _NAME.match(name):
+        raise ConfigError(f"the record's name {name!r} becomes a folder in record/: use letters, digits, _ . + and -")
+    target = root / "record" / name
+    if target.exists() and not request.force:
+        raise ConfigError(f"{target} exists already; choose another name, or give --force to replace it")
+    facts, data = _data(root, str(request.options.get("dataset", "cifar10")))
+    script = f"attack/{method}.py"
+    declared = declared_options(root / script, *(root / common for common in _COMMON))
+    arguments = command_line(script, declared, _options(root, name, facts, request))
+    log = root / "record" / LOGS / f"attack-{name}.log"
+    with workspace(root) as place:
+        add_data(place, f"data/{facts.name}", data)
+        run = Script(script, arguments, request.trust, request.fast_cpu)
+        run_script(run, place, log, report=request.report, time_limit=request.time_limit)
+        produced = place / "record" / name
+        if not (produced / FILE).is_file():
+            raise RecordError(f"{script} ended without writing {FILE}; its output is in {log}")
+        move_in(produced, target)
+    return target
+
+
+def _options(root: Path, name: str, facts: DatasetFacts, request: RunRequest) -> dict[str, object]:
+    settings = Path("config", "attack", "prototype", f"{facts.name}.yaml")
+    if not (root / settings).is_file():
+        raise ConfigError(f"{root / settings} is missing; the toolbox has no settings for attacks on {facts.name}")
+    on_cpu = request.device == "cpu"
+    return {
+        "yaml_path": f"./{settings.as_posix()}",
+        "dataset": facts.name,
+        "dataset_path": "./data",
+        "save_folder_name": name,
+        "device": request.device,
+        "random_seed": request.seed,
+        "num_workers": 0 if on_cpu else 4,
+        "amp": request.fast_cpu or not on_cpu,
+        **request.options,
+    }
+
+
+def _data(root: Path, name: str) -> tuple[DatasetFacts, Path]:
+    if name not in FACTS:
+        raise ConfigError(f"backdoorbench: {unknown_name('data set', name, FACTS)}")
+    facts, place = FACTS[name], root / "data" / name
+    if not (place / facts.holds).exists():
+        raise RecordError(
+            f"{place}: expected {name} with {facts.holds}; put the data set there, in torchvision's layout (a link will do)"
+        )
+    return facts, place

@@ -1,0 +1,133 @@
+"""Images that are read when they are wanted: PNG and PPM files, or whatever a function loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clp_plugin.errors import RecordError
+from clp_plugin.images import ArrayImages, normalize
+from clp_plugin.types import Ints
+
+if TYPE_CHECKING:
+    import torch
+
+KEEP_BYTES = 1 << 30  # decoded images are kept up to this size, larger sets are decoded again each time
+_CHUNK = 256
+_MODES = {1: "L", 3: "RGB"}
+
+
+class DecodedFiles:
+    """The pixels of image files, decoded once each, in the shape that the toolbox's test transform gives them."""
+
+    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int]) -> None:
+        """Remember what to read.
+
+        Args:
+            files: In the order of their positions.
+            shape: ``(C, H, W)`` with C 1 or 3; files of another size are resized, bilinearly, as the toolbox does.
+        """
+        self.files, self.shape = tuple(files), shape
+        keep = len(self.files) * int(np.prod(shape)) <= KEEP_BYTES
+        self._kept = np.empty((len(self.files) if keep else 0, *shape), dtype=np.uint8)
+        self._known = np.zeros(len(self._kept), dtype=bool)
+
+    def __getitem__(self, positions: Ints) -> NDArray[np.uint8]:
+        """Pixels ``(B, C, H, W)`` of the files at these positions.
+
+        Raises:
+            RecordError: If a file is missing or damaged.
+        """
+        if not len(self._kept):
+            return self._decode(positions)
+        new = np.unique(positions[~self._known[positions]])
+        for start in range(0, len(new), _CHUNK):
+            chunk = new[start : start + _CHUNK]
+            self._kept[chunk] = self._decode(chunk)
+            self._known[chunk] = True
+        return self._kept[positions]
+
+    def _decode(self, positions: Ints) -> NDArray[np.uint8]:
+        with ThreadPoolExecutor() as pool:  # PIL decodes without holding Python's lock
+            return np.stack(list(pool.map(lambda position: decode(self.files[position], self.shape), positions)))
+
+
+def decode(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """One image as ``(C, H, W)`` uint8.
+
+    Raises:
+        RecordError: Naming the file, if it is missing or damaged.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert(_MODES[channels])
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+    except FileNotFoundError as error:
+        raise RecordError(f"{file} is missing; copy the record or the data set again, whole") from error
+    except Exception as error:  # PIL raises half a dozen types on damaged files
+        raise RecordError(f"{file} cannot be read as an image ({error}); copy it again") from error
+    pixels = np.asarray(image)
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """An :class:`~clp_plugin.types.ImageSet` over image files.
+
+    Attributes:
+        pixels: Shared by all parts taken of one set, so that no file is decoded twice.
+        labels: True labels, ``(N,)`` int64.
+        mean: Per channel, on the [0, 1] scale.
+        std: Per channel, on the [0, 1] scale.
+        positions: ``(N,)`` which of the files.
+    """
+
+    pixels: DecodedFiles
+    labels: Ints
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    positions: Ints = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, indices: Ints) -> FileImages:
+        return FileImages(self.pixels, self.labels[indices], self.mean, self.std, self.positions[indices])
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self), batch_size):
+            yield normalize(self.pixels[self.positions[start : start + batch_size]], self.mean, self.std)
+
+
+class DeferredImages:
+    """An :class:`~clp_plugin.types.ImageSet` that is loaded when something of it is first asked for."""
+
+    def __init__(self, load: Callable[[], ArrayImages | FileImages]) -> None:
+        self._load = load
+
+    @cached_property
+    def _images(self) -> ArrayImages | FileImages:
+        return self._load()
+
+    @property
+    def labels(self) -> Ints:
+        return self._images.labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def take(self, indices: Ints) -> ArrayImages | FileImages:
+        return self._images.take(indices)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        return self._images.batches(batch_size)

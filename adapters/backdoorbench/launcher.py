@@ -1,0 +1,44 @@
+"""The child process in which one of the toolbox's unmodified scripts runs, or all are tried.
+
+``python -m clp_plugin.adapters.backdoorbench.launcher [--trust] [--fast-cpu] run SCRIPT ARGUMENT...`` with the checkout, or a
+workspace that looks like it, as the current folder; ``... check SCRIPT...`` imports each script and prints a JSON object
+``{script: error or null}`` as the last line of standard output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import runpy
+import sys
+
+from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
+
+
+def main(argv: list[str]) -> None:
+    """Install the bridges, then run or try scripts."""
+    flags = set(itertools.takewhile(lambda argument: argument.startswith("--"), argv))
+    task, *rest = argv[len(flags) :]
+    attacking = any(name.startswith("attack/") for name in rest[:1])
+    bridge_everything(trust="--trust" in flags, fast_cpu="--fast-cpu" in flags, pretrained=attacking)
+    if task == "run":
+        sys.argv = rest
+        runpy.run_path(rest[0], run_name="__main__")
+    else:
+        report = {script: _try(script) for script in rest}
+        sys.stdout.write("\n" + json.dumps(report) + "\n")
+
+
+def _try(script: str) -> str | None:
+    before = list(sys.path)
+    try:
+        runpy.run_path(script, run_name="tried")
+    except BaseException as error:  # a script may even exit
+        return f"{type(error).__name__}: {error}"
+    finally:
+        sys.path[:] = before
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

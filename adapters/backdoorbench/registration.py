@@ -1,0 +1,106 @@
+"""Adds this plugin to a checkout as one more defense in the toolbox's own habit, and takes it out again.
+
+There is no registry in the toolbox: a defense is a script ``defense/NAME.py`` with ``config/defense/NAME/*.yaml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from clp_plugin.errors import ConfigError
+from clp_plugin.safe_io import write_text_atomically
+
+NAME = "clp_plugin"
+_MARK = "# Written by `bench toolbox register backdoorbench`; `--remove` takes it out."
+_SCRIPT = f'''{_MARK}
+"""Runs a method of the installed clp-plugin on a record of this toolbox: see `python defense/clp_plugin.py --help`."""
+
+import os
+import sys
+
+# This file has the package's name and Python looks beside the script first.
+beside = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [place for place in sys.path if os.path.abspath(place) != beside]
+
+try:
+    from clp_plugin.commands.toolbox_script import main
+except ModuleNotFoundError as error:
+    sys.exit(f"{{error}}; install it for this Python: {{sys.executable}} -m pip install clp-plugin")
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], checkout=os.path.dirname(beside)))
+'''
+_COMMON = {
+    "device": "auto",
+    "dataset_path": "./data",
+    "batch_size": 256,
+    "random_seed": 0,
+    "method": "clp",
+    "u_min": 0,
+    "u_max": 10,
+    "u_num": 21,
+}
+# The u of the toolbox's own config/defense/clp, which is the CLP paper's (5.1.4).
+_U = {"cifar10": 3, "cifar100": 3, "gtsrb": 3, "tiny": 5}
+
+
+def files() -> dict[Path, str]:
+    """Path below the checkout to content."""
+    configs = {"config": {"dataset": "cifar10", "u": 3}} | {key: {"dataset": key, "u": u} for key, u in _U.items()}
+    folder = Path("config", "defense", NAME)
+    return {Path("defense", f"{NAME}.py"): _SCRIPT} | {
+        folder / f"{name}.yaml": f"{_MARK}\n{yaml.safe_dump({**_COMMON, **facts}, sort_keys=False)}"
+        for name, facts in configs.items()
+    }
+
+
+def is_registered(checkout: Path) -> bool:
+    """Whether our script lies in the checkout."""
+    return _is_ours(checkout / "defense" / f"{NAME}.py")
+
+
+def register(checkout: Path, *, remove: bool = False) -> list[Path]:
+    """Write our files into the checkout, or delete them; nothing else is touched.
+
+    A configuration that the user edited keeps its first line, so it counts as ours and is rewritten or deleted.
+
+    Args:
+        checkout: The toolbox's root.
+        remove: Delete instead.
+
+    Returns:
+        The files written or deleted.
+
+    Raises:
+        ConfigError: If a file of that name is not ours, or cannot be written.
+    """
+    wanted = {checkout / name: content for name, content in files().items()}
+    foreign = [path for path in wanted if path.exists() and not _is_ours(path)]
+    if foreign:
+        raise ConfigError(f"{foreign[0]} was not written by this plugin and stays as it is; move it away first")
+    if remove:
+        return _remove([path for path in wanted if path.exists()])
+    for path, content in wanted.items():
+        write_text_atomically(path, content)
+    return list(wanted)
+
+
+def _remove(ours: list[Path]) -> list[Path]:
+    try:
+        for path in ours:
+            path.unlink()
+        for folder in {path.parent for path in ours if path.parent.name == NAME}:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    except OSError as error:
+        raise ConfigError(f"cannot delete {error.filename}: {error.strerror}; check its permissions") from error
+    return ours
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").startswith(_MARK)
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,143 @@
+"""BackdoorBench as a toolbox: its records read, its scripts run, its formats written."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.types import Record
+
+from ..base import CheckoutState, RunRequest, ToolboxResult
+from . import attacks, checkout, options, registration, state
+from .attack_result import read_attack_result
+from .datasets import find_data_root
+from .defenses import DEFENSES, budget_of, defense_named, plan
+from .export import export_defense
+from .process import Script, run_script
+from .record import BackdoorBenchAdapter
+from .results import RESULT, read_model, read_reported
+from .workspace import add_data, add_record, move_in, workspace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_LOG = "clp_plugin_run.log"  # in the defense's folder: what the script printed
+
+
+class BackdoorBench(BackdoorBenchAdapter):
+    """Implements :class:`clp_plugin.adapters.base.Toolbox`."""
+
+    def locate(self, name: str, *, root: Path | None = None) -> Path:
+        """``record/NAME`` of the checkout.
+
+        Raises:
+            RecordError: If there is none of that name; lists those that there are.
+            ConfigError: If no checkout is found.
+        """
+        found = checkout.find_checkout(root)
+        path = found.root / "record" / name
+        if not path.is_dir():
+            there = sorted(item.name for item in (found.root / "record").glob("*") if self.sniff(item))
+            raise RecordError(
+                f"no record {name!r} in {path.parent} (found by {found.found_by}); there: {', '.join(there) or 'none'}"
+            )
+        return path
+
+    def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
+        return checkout.install(destination, source=source, ref=ref)
+
+    def check(self, *, root: Path | None = None) -> CheckoutState:
+        return state.check(checkout.find_checkout(root))
+
+    def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
+        return registration.register(checkout.find_checkout(root).root, remove=remove)
+
+    def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
+        """Run a script on a record; its folder of results appears when it has ended well, whole.
+
+        Raises:
+            ConfigError: If the defense, an option or the record's network cannot be used, or a result is there already.
+            RecordError: If the script fails, or leaves a result that cannot be used.
+        """
+        found = checkout.find_checkout(request.root, record=record)
+        defense = defense_named(method)
+        target = record / "defense" / defense.folder
+        if target.exists() and any(target.iterdir()) and not request.force:
+            raise ConfigError(
+                f"{target} holds an earlier result; give --reuse to measure it, or --force to run again and replace it"
+            )
+        result = read_attack_result(record, trust=request.trust)
+        data = find_data_root(result, checkout=found.root)
+        request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
+        log = record / attacks.LOGS / f"{method}.log"
+        with workspace(found.root) as place:
+            name = add_record(place, result)
+            add_data(place, result.data_path, data)
+            planned = plan(
+                found.root, method, result, request.options, record_name=name, device=request.device,
+                seed=request.seed, mixed_precision=request.fast_cpu or request.device != "cpu",
+            )  # fmt: skip
+            script = Script(defense.script, planned.arguments, request.trust, request.fast_cpu)
+            seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
+            produced = place / "record" / name / "defense" / defense.folder
+            read_model(produced, options=planned.options)  # what cannot be used does not replace what is there
+            shutil.move(log, produced / _LOG)
+            move_in(produced, target)
+        with contextlib.suppress(OSError):  # logs of other runs that failed stay
+            log.parent.rmdir()
+        return replace(
+            self._read(record, method, planned.options, planned.budget),
+            seconds=seconds, log=target / _LOG, commit=checkout.commit_of(found.root),
+        )  # fmt: skip
+
+    def read_defense(self, record: Path, method: str) -> ToolboxResult:
+        """Read a result that is there already. Its options are not stored with it, so they are not known.
+
+        Raises:
+            RecordError: If there is none, or it cannot be used.
+        """
+        defense = DEFENSES.get(method)
+        return self._read(record, method, {}, "unknown" if defense is None else budget_of(defense, {}))
+
+    def _read(self, record: Path, method: str, settings: Mapping[str, Any], budget: str) -> ToolboxResult:
+        defense = DEFENSES.get(method)
+        folder = record / "defense" / (defense.folder if defense else method)
+        if not (folder / RESULT).is_file():
+            there = sorted(item.parent.name for item in (record / "defense").glob(f"*/{RESULT}"))
+            raise RecordError(f"{folder}: no {RESULT}; results there are: {', '.join(there) or 'none'}")
+        return ToolboxResult(
+            model=read_model(folder, options=settings),
+            folder=folder,
+            reported=read_reported(folder, method),
+            seconds=0.0,
+            budget=budget,
+            oracle=defense.oracle if defense else "",
+            options=dict(settings),
+        )
+
+    def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
+        parity = "_parity" * (options.get("pairing") == "registration")
+        own = "" if method == "clp" else f"_{method}"
+        return record / "defense" / f"{registration.NAME}{own}{parity}"
+
+    def export(
+        self,
+        place: Path,
+        name: str,
+        record: Record,
+        model: nn.Module,
+        final: Mapping[str, Any],
+        sweep: Sequence[Mapping[str, Any]],
+    ) -> None:
+        export_defense(place, name, record, model, final, sweep)
+
+    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
+        return options.attack_options(given)
+
+    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
+        return attacks.run_attack(checkout.find_checkout(request.root), name, method, request)

@@ -1,0 +1,73 @@
+"""``bench compare``: everything that was run on some records, in one table and two figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_plugin.console import emit_json, say, show_table
+from clp_plugin.errors import ConfigError
+from clp_plugin.records import locate_record
+from clp_plugin.registry import load_catalogue
+from clp_plugin.store import Outcome, load_outcomes, outcomes_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_records(
+    records: Sequence[Path], out: Path, *, toolbox: str | None, root: Path | None, registry: Path | None, as_json: bool
+) -> None:
+    """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print."""
+    from clp_plugin.reports.comparison import comparison_figure, correlation_figure
+    from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.tables import comparison_rows, outcome_rows, to_csv, to_markdown
+    from clp_plugin.safe_io import write_text_atomically
+
+    catalogue = load_catalogue(registry)
+    paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
+    outcomes = [outcome for path in paths for outcome in _outcomes(path)]
+    rows = outcome_rows(outcomes)
+    to_csv(rows, out / "comparison.csv")
+    write_text_atomically(out / "comparison.md", to_markdown(comparison_rows(outcomes)))
+    save_figure(comparison_figure(outcomes_frame(outcomes)), out / "comparison")
+    correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
+    if correlations:
+        save_figure(correlation_figure(correlations), out / "uclc_tac")
+    if as_json:
+        emit_json({"rows": rows, "uclc_tac": list(correlations)})
+        return
+    show_table("after repair", *_for_people(comparison_rows(outcomes)))
+    lacking = [path.name for path in paths if path.name not in correlations]
+    if lacking:
+        say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
+    say(f"wrote comparison.md, .csv, .png and .pdf{' and uclc_tac.png, .pdf' if correlations else ''} to {out}")
+
+
+def _outcomes(path: Path) -> list[Outcome]:
+    folder = path / "defense"
+    found = load_outcomes(folder) if folder.is_dir() else []
+    if not found:
+        raise ConfigError(
+            f"{path}: expected outcomes below {folder}, found none; run `bench defend` on this record first"
+        )
+    return found
+
+
+def _correlation(path: Path) -> pd.DataFrame | None:
+    """The table of the latest `bench correlate` on the record."""
+    import pandas as pd
+
+    tables = sorted((path / "analysis").glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
+    return pd.read_csv(tables[-1]) if tables else None
+
+
+def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    percents = {"before_acc", "after_acc", "before_asr", "after_asr", "after_ra"}
+    columns = [f"{key} %" if key in percents else key for key in rows[0]]
+    cells = [
+        ["-" if value is None else 100 * value if key in percents else value for key, value in row.items()]
+        for row in rows
+    ]
+    return columns, cells

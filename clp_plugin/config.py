@@ -1,0 +1,83 @@
+"""What a user sets once: a small YAML file in the place where the system keeps such files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+from platformdirs import user_config_path, user_data_path
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clp_plugin._atomic import write_text_atomically
+from clp_plugin.errors import ConfigError
+
+APP = "clp-plugin"
+CONFIG_VARIABLE = "CLP_PLUGIN_CONFIG"
+DATA_VARIABLE = "CLP_PLUGIN_DATA"
+
+
+class ToolboxSettings(BaseModel):
+    """Settings of one toolbox.
+
+    Attributes:
+        root: Its checkout.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: Path
+
+
+class Settings(BaseModel):
+    """The content of the configuration file.
+
+    Attributes:
+        toolboxes: Name to settings.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    toolboxes: dict[str, ToolboxSettings] = {}
+
+
+def config_file() -> Path:
+    """``$CLP_PLUGIN_CONFIG``, or ``config.yaml`` in the user's configuration folder."""
+    chosen = os.environ.get(CONFIG_VARIABLE)
+    return Path(chosen) if chosen else user_config_path(APP, appauthor=False) / "config.yaml"
+
+
+def data_folder() -> Path:
+    """``$CLP_PLUGIN_DATA``, or the user's data folder of this package: where toolboxes are installed."""
+    chosen = os.environ.get(DATA_VARIABLE)
+    return Path(chosen) if chosen else user_data_path(APP, appauthor=False)
+
+
+def load_settings() -> Settings:
+    """Settings as the file has them; the defaults if there is none.
+
+    Raises:
+        ConfigError: If the file cannot be read or holds something else.
+    """
+    path = config_file()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+    try:
+        return Settings.model_validate({} if content is None else content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ConfigError(f"{path}: {where}: {first['msg']}; expected toolboxes: {{NAME: {{root: PATH}}}}") from error
+
+
+def remember_toolbox(name: str, root: Path) -> Path:
+    """Store where a toolbox lies; other settings stay. Returns the configuration file."""
+    settings = load_settings()
+    toolboxes = {**settings.toolboxes, name: ToolboxSettings(root=root)}
+    plain = settings.model_copy(update={"toolboxes": toolboxes}).model_dump(mode="json")
+    write_text_atomically(config_file(), yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
+    return config_file()

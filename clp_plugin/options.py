@@ -1,0 +1,34 @@
+"""``NAME=VALUE`` on the command line, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from clp_plugin.errors import ConfigError
+
+
+def parse_options(given: Iterable[str]) -> dict[str, Any]:
+    """Name to value; values are read as YAML scalars and lists, so ``3`` is a number and ``true`` a truth value.
+
+    Raises:
+        ConfigError: If one is not ``NAME=VALUE``, or a name stands there twice.
+    """
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--option: expected NAME=VALUE such as epochs=10, found {text!r}")
+        if name in options:
+            raise ConfigError(f"--option: {name!r} is given twice")
+        options[name.strip()] = _value(name, value)
+    return options
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--option {name}: cannot read the value {text!r}: {' '.join(str(error).split())}") from error
