@@ -35,31 +35,50 @@ def evaluate(
     Source:
         CLP 5.1.3; ``base_rate`` (clean twins already called the target) as design.md asks.
     """
-    labels = record.clean.labels
-    true = record.triggered.images.labels
-    counted = record.target.counted(true)
-    if len(labels) == 0 or not counted.any():
-        raise RecordError(
-            f"{record.provenance.path}: expected clean test images and triggered ones whose true label is not the target, "
-            f"found {len(labels)} and {int(counted.sum())}"
-        )
-    total = len(labels) + len(true)
+    total = len(record.clean) + len(record.triggered.images)
+    require_test_images(record)
     clean = predict(model, record.clean, device, batch_size, progress and (lambda done: progress(done, total)))
     triggered = predict(
         model,
         record.triggered.images,
         device,
         batch_size,
-        progress and (lambda done: progress(len(labels) + done, total)),
+        progress and (lambda done: progress(len(record.clean) + done, total)),
     )
-    wanted = record.target.wanted(true)
+    return metrics_of(record, clean, triggered)
+
+
+def require_test_images(record: Record) -> None:
+    """Refuse a record on which nothing can be measured.
+
+    Raises:
+        RecordError: If there are no test images or none that count for ASR.
+    """
+    counted = record.target.counted(record.triggered.images.labels)
+    if len(record.clean) == 0 or not counted.any():
+        raise RecordError(
+            f"{record.provenance.path}: expected clean test images and triggered ones whose true label is not the target, "
+            f"found {len(record.clean)} and {int(counted.sum())}"
+        )
+
+
+def metrics_of(record: Record, clean: Ints, triggered: Ints) -> Metrics:
+    """Metrics from the class that a model gives each image.
+
+    Args:
+        record: Supplies true labels, pairing and target rule.
+        clean: Classes of the clean test images, ``(N,)``.
+        triggered: Classes of the triggered images, ``(M,)``.
+    """
+    true = record.triggered.images.labels
+    counted, wanted = record.target.counted(true), record.target.wanted(true)
     twins = clean[record.triggered.clean_index]
     return Metrics(
-        acc=float((clean == labels).mean()),
+        acc=float((clean == record.clean.labels).mean()),
         asr=float((triggered == wanted)[counted].mean()),
         ra=float((triggered == true)[counted].mean()),
         base_rate=float((twins == wanted)[counted].mean()),
-        n_clean=len(labels),
+        n_clean=len(clean),
         n_triggered=int(counted.sum()),
     )
 

@@ -1,76 +1,96 @@
-"""What the published pairing, "the last convolution registered before each BatchNorm", would do on a given network."""
+"""What the published pairing would do on a network: one line for people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from clp_plugin.fusion import FusedView
 from clp_plugin.wrappers import unwrap
 
-_NAMED = 3  # wrongly paired layers written out
+_SHOWN = 3  # names in the note
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A BatchNorm2d and the last Conv2d registered before it, if there is one."""
+
+    name: str
+    norm: nn.BatchNorm2d
+    conv_name: str
+    conv: nn.Conv2d | None
 
 
 def published_rule_note(model: nn.Module, view: FusedView) -> str:
-    """One line for people: where the published code pairs wrongly, crashes, or does nothing on this network.
+    """Compare the published rule with the tensors' true paths.
 
     Args:
-        model: The network, wrapped or not.
-        view: Its dataflow view, which knows what feeds each BatchNorm.
+        model: The network that would be repaired, wrapped or not.
+        view: Of the same network, with ``pairing="dataflow"``.
+
+    Returns:
+        One line: that the rule is right here, how many BatchNorms it pairs with a convolution that does not feed them, why
+        the published code crashes, or that it does nothing. BatchNorms that no run reaches are not counted.
 
     Source:
-        The rule of CLP's public code and its copies: over ``named_modules()``, each ``nn.BatchNorm2d`` goes with the
-        ``nn.Conv2d`` seen last; std without eps.
+        The authors' code: each BatchNorm2d with the last Conv2d before it in ``named_modules()``; its gain has no eps.
     """
-    network = unwrap(model)
-    pairs = list(_pairs(network))
+    pairs = _pairs(unwrap(model))
     if not pairs:
-        return "the published code would do nothing here, without a word: there is no BatchNorm2d"
-    wrong = [norm for norm, conv in pairs if not _feeds(view, norm, conv)]
-    modules: dict[str, Any] = dict(network.named_modules())
-    crash = next((reason for norm, conv in pairs if (reason := _crash(modules, norm, conv))), "")
-    total = f"{len(pairs)} BatchNorms"
-    if not wrong:
-        said = f"the published rule pairs rightly here: all {total} are fed by the convolution registered before them"
-    else:
-        named = ", ".join(wrong[:_NAMED]) + ", ..." * (len(wrong) > _NAMED)
-        said = f"the published rule is wrong for {len(wrong)} of {total} here: no such convolution feeds {named}"
-    return f"{said}; the published code would crash: {crash}" if crash else said
+        return "the published rule does nothing here, silently: there is no BatchNorm2d"
+    layers = {layer.name for layer in view.layers}
+    reached = [pair for pair in pairs if pair.name in layers]
+    wrong = [pair.name for pair in reached if not _is_fed_by(view, pair)]
+    reason = next((reason for pair in pairs if (reason := _crash(pair))), "")
+    if reason:
+        also = f"; its rule is wrong for {len(wrong)} of {len(reached)} BatchNorms" if wrong else ""
+        return f"the published code crashes here: {reason}{also}"
+    if wrong:
+        names = ", ".join(wrong[:_SHOWN]) + (", ..." if len(wrong) > _SHOWN else "")
+        return (
+            f"the published rule pairs {len(wrong)} of {len(reached)} BatchNorms with a convolution that does not feed "
+            f"them ({names})"
+        )
+    return f"the published rule is right here: all {len(reached)} BatchNorms are fed by the convolution before them"
 
 
-def _pairs(network: nn.Module) -> Iterator[tuple[str, str | None]]:
-    """Each BatchNorm2d with the convolution registered last before it."""
-    conv: str | None = None
+def _pairs(network: nn.Module) -> list[_Pair]:
+    found: list[_Pair] = []
+    last: tuple[str, nn.Conv2d | None] = ("", None)
     for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            yield name, conv
-        elif isinstance(module, nn.Conv2d):
-            conv = name
+        if isinstance(module, nn.Conv2d):
+            last = (name, module)
+        elif isinstance(module, nn.BatchNorm2d):
+            found.append(_Pair(name, module, *last))
+    return found
 
 
-def _feeds(view: FusedView, norm: str, conv: str | None) -> bool:
-    """Whether all channels of the norm come from this convolution, in its order."""
-    for layer in view.layers:
-        if layer.norm == norm:
-            in_order = layer.source_channel.tolist() == list(range(layer.channels))
-            return layer.conv == (conv,) and in_order
-    return False
+def _is_fed_by(view: FusedView, pair: _Pair) -> bool:
+    layer = view.layer(pair.name)
+    straight = np.array_equal(layer.source_channel, np.arange(layer.channels))
+    return layer.conv == (pair.conv_name,) and bool((layer.source == 0).all()) and straight
 
 
-def _crash(modules: dict[str, Any], norm: str, conv: str | None) -> str:
-    """Why the published code stops at this pair, or nothing."""
-    module = modules[norm]
+def _crash(pair: _Pair) -> str:
+    """Why the published code fails at this pair, or ""."""
+    name, norm, conv = pair.name, pair.norm, pair.conv
     if conv is None:
-        return f"no convolution comes before {norm}"
-    if module.weight is None or module.running_var is None:
-        return f"{norm} has no {'weight' if module.weight is None else 'running variance'}"
-    width = modules[conv].out_channels
-    if module.num_features > width:
-        return f"{norm} has {module.num_features} channels, the last convolution before it {width}"
-    dead = int(torch.count_nonzero(module.running_var == 0))
-    if dead:
-        return f"running variance 0 in {dead} channel{'s' * (dead > 1)} of {norm}"
+        return f"no Conv2d is registered before {name}"
+    if norm.weight is None or norm.running_var is None:
+        return f"{name} has no {'weight' if norm.weight is None else 'running variance'}"
+    if norm.num_features > conv.out_channels:
+        return (
+            f"{name} has {norm.num_features} channels, the last convolution before it ({pair.conv_name}) "
+            f"{conv.out_channels}"
+        )
+    if norm.weight.is_meta or conv.weight.is_meta:
+        return ""
+    if dead := int((norm.running_var == 0).sum()):
+        return f"running_var of {name} is 0 in {dead} channel{'s' if dead > 1 else ''}"
+    values = (norm.weight, norm.running_var, conv.weight[: norm.num_features])
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        return f"the weights of {name} or {pair.conv_name} hold NaN or Inf"
     return ""

@@ -1,4 +1,4 @@
-"""How ACC and ASR depend on u: scores once, each distinct mask evaluated once."""
+"""How ACC and ASR depend on u: scores once, each distinct mask once, shared layers once."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.evaluation import evaluate
-from clp_plugin.masking import apply_mask
+from clp_plugin.evaluation import require_test_images
+from clp_plugin.mask_evaluation import Judgement, evaluate_masks
 from clp_plugin.selection import select
-from clp_plugin.types import Mask, Metrics, Record, Scores
+from clp_plugin.types import Mask, Record, Scores
 
 _MOST = 10_000  # values of u in one sweep; more is a slip of the keyboard
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Metrics of the model pruned at one u. The whole curve is measured on test images: choosing u by it is an oracle."""
+    """Metrics of the model pruned at one u. The whole curve is measured on test images: choosing u by it is an oracle.
+
+    Attributes:
+        u: The threshold.
+        pruned: Number of channels.
+        acc: As in :class:`clp_plugin.types.Metrics`, in [0, 1]; ``asr`` and ``ra`` likewise.
+        clean_loss: Mean over batches of the mean cross-entropy of clean images and true labels.
+        triggered_loss: The same of triggered images and the attacker's labels.
+    """
 
     u: float
     pruned: int
     acc: float
     asr: float
     ra: float
+    clean_loss: float
+    triggered_loss: float
 
     def to_json(self) -> dict[str, float | int]:
         return asdict(self)
@@ -47,7 +57,7 @@ def sweep(
         values: Values of u, 0 or more.
         device: Where to run.
         batch_size: Images per forward pass.
-        progress: Called with distinct masks done and in all.
+        progress: Called with batches under a mask done and in all; each distinct mask is run once.
 
     Returns:
         One row a value, in the given order.
@@ -55,17 +65,24 @@ def sweep(
     Source:
         CLP 5.3, figure 4.
     """
+    require_test_images(record)
     masks = [select(scores, u) for u in values]
-    distinct: dict[str, Mask] = {mask.fingerprint(): mask for mask in masks}
-    metrics: dict[str, Metrics] = {}
-    model = copy.deepcopy(record.model).to(device)
-    for done, (key, mask) in enumerate(distinct.items(), start=1):
-        with apply_mask(model, mask):
-            metrics[key] = evaluate(model, record, device=device, batch_size=batch_size)
-        if progress is not None:
-            progress(done, len(distinct))
-    found = [metrics[mask.fingerprint()] for mask in masks]
-    return [SweepRow(u, len(mask), m.acc, m.asr, m.ra) for u, mask, m in zip(values, masks, found, strict=True)]
+    distinct = {mask.fingerprint(): mask for mask in masks}
+    judged = evaluate_masks(
+        copy.deepcopy(record.model),
+        record,
+        list(distinct.values()),
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    found = dict(zip(distinct, judged, strict=True))
+    return [_row(u, mask, found[mask.fingerprint()]) for u, mask in zip(values, masks, strict=True)]
+
+
+def _row(u: float, mask: Mask, judged: Judgement) -> SweepRow:
+    m = judged.metrics
+    return SweepRow(u, len(mask), m.acc, m.asr, m.ra, judged.clean_loss, judged.triggered_loss)
 
 
 def parse_range(text: str) -> list[float]:

@@ -51,9 +51,10 @@ image = os.path.join("./record", NAME, "bd_test_dataset", "2", "0.png")
 save_path = "record/" + args.result_file + "/defense/" + METHOD
 os.makedirs(save_path + "/log")
 seen = {
-    "argv": sys.argv, "args": vars(args), "data": os.listdir(data), "image": open(image).read(), "cwd": os.getcwd(),
-    "weights": os.path.getsize(pt), "yaml": open(args.yaml_path).read(), "flags": FLAGS, "earlier": os.listdir(save_path + "/.."),
-    "beside": os.listdir(".."), "home": os.listdir("."),
+    "argv": sys.argv, "args": vars(args), "data": os.listdir(data), "image": open(image).read(),
+    "cwd": os.getcwd(), "pid": os.getpid(),
+    "weights": os.path.getsize(pt), "yaml": open(args.yaml_path).read(), "flags": FLAGS,
+    "earlier": os.listdir(save_path + "/.."), "beside": os.listdir(".."), "home": os.listdir("."),
 }
 print("working in", os.getcwd(), flush=True)
 with open(save_path + "/log/seen.json", "w") as file:
@@ -81,7 +82,8 @@ args = parser.parse_args()
 place = "record/" + args.save_folder_name
 os.mkdir(place)
 with open(place + "/seen.json", "w") as file:
-    json.dump({"args": vars(args), "data": os.listdir(args.dataset_path + "/" + args.dataset), "home": os.listdir("record")}, file)
+    data = os.listdir(args.dataset_path + "/" + args.dataset)
+    json.dump({"args": vars(args), "data": data, "records": os.listdir("record")}, file)
 if args.alpha == 0:
     raise ValueError("alpha must not be 0")
 if args.alpha != 1:
@@ -106,6 +108,7 @@ BADNET = """
 def add_common_attack_args(parser):
     parser.add_argument("--pratio", type=float)
     parser.add_argument("--attack_target", type=int)
+    parser.add_argument("--attack_label_trans", type=str)
     return parser
 """
 

@@ -65,7 +65,9 @@ def gone(pid: int) -> bool:
 
 
 def test_output_and_errors_come_in_order_and_lie_in_the_log(place: Path) -> None:
-    lines, seconds = run(place, 'import sys\nprint("eins")\nprint("zwei ü", file=sys.stderr)\nprint(sys.argv)', "--u", "3")
+    lines, seconds = run(
+        place, 'import sys\nprint("eins")\nprint("zwei ü", file=sys.stderr)\nprint(sys.argv)', "--u", "3"
+    )
     assert lines == ["eins", "zwei ü", "['defense/x.py', '--u', '3']"]
     assert 0 < seconds < PATIENCE
 

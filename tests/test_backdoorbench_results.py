@@ -106,9 +106,7 @@ def test_npds_layer_acts_in_front_of_its_module(attacked: nn.Module, folder: Pat
     target = "features.4"
     plug = plug_of(kind, 128)
     store(folder, attacked.state_dict())
-    torch.save(
-        {"target_layer": target, "plug_name": kind, "plug_model": plug.state_dict()}, folder / "plug_layer.pt"
-    )
+    torch.save({"target_layer": target, "plug_name": kind, "plug_model": plug.state_dict()}, folder / "plug_layer.pt")
     found = read_model(folder, options={"use_residual": "yes" if residual else "no"})
     assert not any(module.training for module in found.modules())
     wanted = hooked(attacked, target, plug, residual=residual)
@@ -140,7 +138,10 @@ def test_a_plug_goes_into_a_network_that_is_a_module_of_its_own() -> None:
     plug = plug_of("onlyconv", 4)
     wanted = network[1](plug(network[0](IMAGES)))
     plug_in(
-        network, {"target_layer": "1", "plug_name": "onlyconv", "plug_model": plug.state_dict()}, residual=False, where=""
+        network,
+        {"target_layer": "1", "plug_name": "onlyconv", "plug_model": plug.state_dict()},
+        residual=False,
+        where="",
     )
     assert torch.equal(network(IMAGES), wanted)
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fake_records import fake_record
+from fake_records import fake_record, normalized
 from torch import nn
 
-from clp_plugin import sweeping
+from clp_plugin import mask_evaluation, sweeping
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.fusion import fuse
 from clp_plugin.lipschitz import score
+from clp_plugin.mask_evaluation import Judgement, evaluate_masks
 from clp_plugin.masking import masked
 from clp_plugin.selection import select
 from clp_plugin.sweeping import parse_range, sweep
-from clp_plugin.types import Metrics, Record, Scores
+from clp_plugin.types import Mask, Record, Scores
 
 VALUES = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0, 1.0]
 
@@ -46,18 +48,37 @@ def test_every_row_is_what_pruning_a_fresh_copy_gives(setting: tuple[Record, Sco
 
 def test_each_distinct_mask_is_evaluated_once(setting: tuple[Record, Scores], monkeypatch: pytest.MonkeyPatch) -> None:
     record, scores = setting
-    calls: list[nn.Module] = []
+    asked: list[list[Mask]] = []
 
-    def counting(model: nn.Module, record: Record, **options: Any) -> Metrics:
-        calls.append(model)
-        return evaluate(model, record, **options)
+    def counting(model: nn.Module, record: Record, masks: list[Mask], **options: Any) -> list[Judgement]:
+        asked.append(masks)
+        return evaluate_masks(model, record, masks, **options)
 
-    monkeypatch.setattr(sweeping, "evaluate", counting)
+    monkeypatch.setattr(sweeping, "evaluate_masks", counting)
     distinct = {select(scores, u).fingerprint() for u in VALUES}
-    seen: list[tuple[int, int]] = []
-    sweep(record, scores, VALUES, progress=lambda done, total: seen.append((done, total)))
-    assert len(calls) == len(distinct) < len(VALUES) - 1
-    assert seen == [(i + 1, len(distinct)) for i in range(len(distinct))]
+    sweep(record, scores, VALUES)
+    assert [[mask.fingerprint() for mask in masks] for masks in asked] == [list(dict.fromkeys(
+        select(scores, u).fingerprint() for u in VALUES
+    ))]  # fmt: skip
+    assert len(distinct) < len(VALUES) - 1
+
+
+def test_losses_are_means_over_batches_of_the_mean_cross_entropy(setting: tuple[Record, Scores]) -> None:
+    record, scores = setting
+    row = sweep(record, scores, [1.0], batch_size=16)[0]
+    model = masked(record.model, select(scores, 1.0)).double()
+    triggered = record.triggered.images
+    for images, wanted, found in (
+        (record.clean, record.clean.labels, row.clean_loss),
+        (triggered, record.target.wanted(triggered.labels), row.triggered_loss),
+    ):
+        means = []
+        for start in range(0, len(images), 16):
+            part = np.arange(start, min(start + 16, len(images)))
+            logits = [model(normalized(images, k))[0].tolist() for k in part]  # type: ignore[arg-type]
+            losses = [math.log(sum(map(math.exp, z))) - z[wanted[k]] for z, k in zip(logits, part, strict=True)]
+            means.append(sum(losses) / len(losses))
+        assert found == pytest.approx(sum(means) / len(means), rel=1e-5)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -79,10 +100,10 @@ def test_model_is_left_bit_by_bit_as_it_was_even_after_a_failure(monkeypatch: py
     sweep(record, scores, [0.0, 1.0])
     assert unchanged()
 
-    def failing(*_: Any, **__: Any) -> Metrics:
+    def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(sweeping, "evaluate", failing)
+    monkeypatch.setattr(mask_evaluation, "apply_mask", failing)
     with pytest.raises(RuntimeError, match="boom"):
         sweep(record, scores, [0.0])
     assert unchanged()
@@ -91,7 +112,8 @@ def test_model_is_left_bit_by_bit_as_it_was_even_after_a_failure(monkeypatch: py
 def test_sweep_twice_gives_the_same_rows(setting: tuple[Record, Scores]) -> None:
     record, scores = setting
     first = sweep(record, scores, [0.0, 1.0])
-    assert first == sweep(copy.deepcopy(record), scores, [0.0, 1.0], batch_size=5)
+    again = sweep(copy.deepcopy(record), scores, [0.0, 1.0])
+    assert first == again
 
 
 @pytest.mark.parametrize(
@@ -132,5 +154,5 @@ def test_negative_u_is_refused(setting: tuple[Record, Scores]) -> None:
 
 def test_row_is_plain_data(setting: tuple[Record, Scores]) -> None:
     row = sweep(*setting, [1.0])[0].to_json()
-    assert list(row) == ["u", "pruned", "acc", "asr", "ra"]
+    assert list(row) == ["u", "pruned", "acc", "asr", "ra", "clean_loss", "triggered_loss"]
     assert not any(isinstance(value, np.generic) for value in row.values())

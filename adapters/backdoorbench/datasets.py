@@ -172,6 +172,8 @@ def _gtsrb_table(folder: Path, name: str) -> tuple[list[Path], list[int]]:
     try:
         with (folder / name).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter=";"))
+        if not rows:
+            raise ValueError("no rows")
         return [folder / row["Filename"] for row in rows], [int(row["ClassId"]) for row in rows]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecordError(

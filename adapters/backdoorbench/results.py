@@ -90,10 +90,10 @@ def read_reported(folder: Path, method: str) -> dict[str, float]:
     if frame.empty:
         return {}
     row = frame.loc["last"] if "last" in frame.index else frame.iloc[-1]
-    return _fractions(row.to_dict(), defense)
+    return _fractions({str(key): value for key, value in row.items()}, defense)
 
 
-def _fractions(row: Mapping[str, Any], defense: ToolboxDefense) -> dict[str, float]:
+def _fractions(row: Mapping[Any, Any], defense: ToolboxDefense) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, column in _COLUMNS.items():
         try:
