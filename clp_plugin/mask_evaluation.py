@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.evaluation import metrics_of
 from clp_plugin.masking import apply_mask
-from clp_plugin.replay import Replay, shared_prefix, watched
+from clp_plugin.prefix_replay import PrefixReplay, shared_prefix, watched
 from clp_plugin.types import ImageSet, Ints, Mask, Metrics, Record
 from clp_plugin.wrappers import unwrap
 
@@ -85,7 +85,7 @@ class _Walk:
         self, network: nn.Module, masks: Sequence[Mask], device: str, batch_size: int, tick: Callable[[], None]
     ) -> None:
         self.network, self.masks, self.device, self.batch_size, self.tick = network, masks, device, batch_size, tick
-        self.replay = Replay()
+        self.replay = PrefixReplay()
         self.order: list[int] = []
         self.wanted = 0
 

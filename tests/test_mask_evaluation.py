@@ -12,12 +12,12 @@ from fake_records import fake_record, random_images, shaken
 from tiny_nets import CASES
 from torch import nn
 
-from clp_plugin import replay
+from clp_plugin import prefix_replay
 from clp_plugin.evaluation import evaluate
 from clp_plugin.fusion import fuse
 from clp_plugin.mask_evaluation import evaluate_masks
 from clp_plugin.masking import masked
-from clp_plugin.replay import Replay, shared_prefix, watched
+from clp_plugin.prefix_replay import PrefixReplay, shared_prefix, watched
 from clp_plugin.types import Mask
 
 torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def test_replayed_outputs_are_bit_equal_to_plain_runs(name: str) -> None:
     masks = random_masks(model, chosen.shape)
     found: dict[int, list[torch.Tensor]] = {index: [] for index in range(len(masks))}
     batches = [torch.randn(3, *chosen.shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    memory = Replay()
+    memory = PrefixReplay()
     for batch in batches:
         memory.new_batch(10_000)
         changed: set[str] | None = None
@@ -126,7 +126,7 @@ def test_a_small_memory_only_costs_time(monkeypatch: pytest.MonkeyPatch) -> None
     masks = random_masks(model, shape)
     wanted = evaluate_masks(model, record, masks)
     for limit in (0, 5_000, 50_000):
-        monkeypatch.setattr(replay, "KEEP_BYTES", limit)
+        monkeypatch.setattr(prefix_replay, "KEEP_BYTES", limit)
         assert evaluate_masks(model, record, masks) == wanted
 
 
