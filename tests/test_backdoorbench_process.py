@@ -22,6 +22,7 @@ PATIENCE = 20.0
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     without_bridges(monkeypatch)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     write(tmp_path / "toolbox" / "direct.py", DIRECT)
     return tmp_path / "toolbox"
 

@@ -26,12 +26,14 @@ LOG = "clp_plugin_run.log"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files; not below ``tmp_path``, which may have ``record`` in it."""
     without_bridges(monkeypatch)
     monkeypatch.delenv("BACKDOORBENCH_ROOT", raising=False)
-    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "settings.yaml"))
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    place = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv(CONFIG_VARIABLE, str(place.with_name("no-settings.yaml")))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
 
 
 @pytest.fixture
@@ -58,14 +60,14 @@ def but(files: Mapping[str, bytes], *prefixes: str) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if not name.startswith(prefixes)}
 
 
-def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Path, tmp_path: Path) -> None:
+def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
     result = run(record)
     after = content(root)
     new = {name.removeprefix("record/eins/defense/ft/") for name in after.keys() - before.keys()}
     assert new == {"defense_result.pt", "ft_df_summary.csv", "log/seen.json", LOG}
     assert but(after, "record/eins/defense/") == before
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
     assert result.folder == record / "defense" / "ft"
     made = torch.load(root / "resource" / "made.pt", weights_only=True)["model"]
     assert all(torch.equal(value, made[key]) for key, value in result.model.state_dict().items())
@@ -78,7 +80,7 @@ def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Pat
     lines = result.log.read_text().splitlines()
     assert lines == [f"working in {seen(result)['cwd']}", "done"]
     assert not Path(seen(result)["cwd"]).exists()
-    assert not Path(seen(result)["cwd"]).is_relative_to(root)
+    assert Path(seen(result)["cwd"]).is_relative_to(temporary)
 
 
 def test_the_script_finds_what_it_looks_for_and_nothing_that_it_should_not(root: Path, record: Path) -> None:
@@ -121,7 +123,9 @@ def test_temporary_folders_named_record_are_avoided(
     unlucky = tmp_path / "my-records"
     unlucky.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unlucky))
-    assert seen(run(record))["image"] == "image 0"
+    found = seen(run(record))
+    assert found["image"] == "image 0"
+    assert "record" not in found["cwd"]
 
 
 def test_a_record_outside_the_checkout_runs_with_the_data_of_the_checkout(root: Path, tmp_path: Path) -> None:
@@ -164,12 +168,12 @@ def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, recor
     assert not log.parent.exists(), "the log of the run that ended well lies with its result"
 
 
-def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, tmp_path: Path) -> None:
+def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
     with pytest.raises(RecordError, match=r"defense/ft\.py was stopped after the time limit of 1 s"):
         BackdoorBench().run_defense(record, "ft", RunRequest({"do": "hang"}, time_limit=1))
     assert but(content(root), "record/eins/clp_plugin_logs/") == before
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 DRIVER = """
@@ -191,11 +195,13 @@ def when_written(file: Path) -> str:
     return file.read_text()
 
 
-def test_a_kill_in_the_middle_leaves_the_record_as_it_was_and_the_next_run_works(root: Path, record: Path) -> None:
+def test_a_kill_in_the_middle_leaves_the_record_as_it_was_and_the_next_run_works(
+    root: Path, record: Path, temporary: Path
+) -> None:
     write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
     command = [sys.executable, "-c", DRIVER, str(record)]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)})
     assert driver.stdout is not None
     line = next(line for line in driver.stdout if line.startswith("working in "))
     noted = Path(line.removeprefix("working in ").strip()) / "record" / "eins" / "defense" / "ft" / "log" / "seen.json"
@@ -282,7 +288,7 @@ def attack(root: Path, name: str = "neu", method: str = "blended", *, force: boo
     return BackdoorBench().run_attack(name, method, RunRequest(options, root=root, force=force, seed=5))
 
 
-def test_an_attacks_record_appears_whole(root: Path, record: Path, tmp_path: Path) -> None:
+def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
     made = attack(root, alpha=0.2, **BackdoorBench().attack_options({"poison_rate": 0.1, "target": 2, "epochs": 1}))
     assert made == root / "record" / "neu"
@@ -299,7 +305,7 @@ def test_an_attacks_record_appears_whole(root: Path, record: Path, tmp_path: Pat
     assert {name: found["args"][name] for name in wanted} == wanted
     assert found["data"] == ["cifar-10-batches-py"]
     assert found["records"] == ["neu"], "no other record is within its reach"
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_an_attack_replaces_a_record_only_with_force_and_only_when_it_ends_well(root: Path, record: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
@@ -12,7 +13,7 @@ from .attack_result import FILE
 from .checkout import Checkout
 from .datasets import FACTS, DatasetFacts
 from .process import Script, run_script
-from .scripts import command_line, declared_options
+from .scripts import Declared, command_line, declared_options
 from .workspace import add_data, move_in, workspace
 
 LOGS = "clp_plugin_logs"  # below record/, for what scripts printed that left no record
@@ -84,6 +85,15 @@ def _options(root: Path, name: str, facts: DatasetFacts, request: RunRequest) ->
         "amp": request.fast_cpu or not on_cpu,
         **request.options,
     }
+
+
+def _trigger_settings(root: Path, method: str, declared: Mapping[str, Declared]) -> dict[str, object]:
+    """The attack's own configuration, given because one script looks for its in a folder that is spelled otherwise."""
+    folders = [root / "config" / "attack" / method, *sorted((root / "config" / "attack").glob(f"{method}*"))]
+    found = next((folder for folder in folders if (folder / "default.yaml").is_file()), None)
+    if found is None or "bd_yaml_path" not in declared:
+        return {}
+    return {"bd_yaml_path": f"./{(found / 'default.yaml').relative_to(root).as_posix()}"}
 
 
 def _data(root: Path, name: str) -> tuple[DatasetFacts, Path]:

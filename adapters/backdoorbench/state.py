@@ -26,7 +26,6 @@ _PACKAGES = {
 # Scripts that start, and fail later for reasons of their own.
 _LATER = {
     "trojannn": "needs a network that its authors trained, which the checkout does not hold",
-    "ftrojann": "the default of --bd_yaml_path is misspelled; give --option bd_yaml_path=./config/attack/ftrojann/default.yaml",
 }
 _PATIENCE = 600  # seconds for all imports
 
