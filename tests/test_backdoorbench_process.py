@@ -15,7 +15,7 @@ from fake_checkout import DIRECT, without_bridges, write
 from clp_plugin.adapters.backdoorbench.process import Script, run_script
 from clp_plugin.errors import RecordError
 
-QUICK = 0.7  # seconds, a time limit that a starting interpreter does not reach by itself, but a sleeping one does
+QUICK = 2.0  # seconds: enough for a script to start on a busy machine, and no time for one that sleeps
 PATIENCE = 20.0
 
 
@@ -156,14 +156,15 @@ def test_an_end_without_an_exception_is_told_by_its_status_and_last_line(place: 
 
 def test_the_time_limit_stops_a_hanging_script_and_keeps_what_it_said(place: Path) -> None:
     message = refused(place, "import time\nprint('started')\ntime.sleep(600)", limit=QUICK)
-    assert "was stopped after the time limit of 0.7 s" in message
+    assert "was stopped after the time limit of 2 s" in message
     assert (place.parent / "logs" / "x.log").read_text() == "started\n"
 
 
 WITH_LOADER = """
     import os, signal, subprocess, sys, time
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    loader = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE if len(sys.argv) > 1 else None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is started now never hears it
+    loader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(loader.pid)
 """
 
@@ -176,8 +177,8 @@ def test_the_time_limit_also_stops_what_the_script_started(place: Path, parent: 
     refused(place, code, limit=QUICK)
     assert time.monotonic() - start < PATIENCE
     lines = (place.parent / "logs" / "x.log").read_text().split()
-    assert "deaf" in lines
-    assert gone(next(int(line) for line in lines if line.isdigit()))
+    [pid] = map(int, lines)
+    assert gone(pid)
 
 
 def test_ctrl_c_stops_the_script_and_what_it_started(place: Path) -> None:

@@ -506,10 +506,19 @@ def test_records_kept_on_another_disk_find_the_data_beside_the_link(tmp_path: Pa
     assert len(ADAPTER.open(tree.folder).clean) == len(tree.labels)
 
 
+def test_a_linked_record_is_found_from_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = write_record(tmp_path / "bench")
+    (tmp_path / "disk/a").mkdir(parents=True)
+    tree.folder.symlink_to(tree.folder.rename(tmp_path / "disk/a/moved"))
+    (tree.root / "record/other").mkdir()
+    monkeypatch.chdir(tree.root / "record/other")
+    assert len(ADAPTER.open(Path("../badnet_0_1")).clean) == len(tree.labels)
+
+
 def test_data_beside_the_record_goes_before_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = write_record(tmp_path / "mine")
     other = write_record(tmp_path / "other", rule="all2all")
-    for file in (other.root / "data").rglob("*batch*_*"):
+    for file in (other.root / "data").rglob("*_batch*"):
         file.write_bytes(b"would be refused")
     monkeypatch.setenv("BACKDOORBENCH_ROOT", str(other.root))
     assert len(ADAPTER.open(tree.folder).clean) == len(tree.labels)

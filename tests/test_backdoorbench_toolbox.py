@@ -170,8 +170,8 @@ def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, recor
 
 def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
-    with pytest.raises(RecordError, match=r"defense/ft\.py was stopped after the time limit of 1 s"):
-        BackdoorBench().run_defense(record, "ft", RunRequest({"do": "hang"}, time_limit=1))
+    with pytest.raises(RecordError, match=r"defense/ft\.py was stopped after the time limit of 2 s"):
+        BackdoorBench().run_defense(record, "ft", RunRequest({"do": "hang"}, time_limit=2))
     assert but(content(root), "record/eins/clp_plugin_logs/") == before
     assert list(temporary.iterdir()) == []
 
@@ -262,6 +262,13 @@ def test_what_cannot_work_is_said_before_anything_starts(
         run(record, method, **options)
     assert len(str(caught.value).splitlines()) == 1
     assert content(root) == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_toolboxs_own_style_worries_nobody(root: Path, record: Path) -> None:
+    script = root / "defense" / "ft.py"
+    script.write_text(script.read_text() + 'PATTERN = "\\s+"\n')
+    assert run(record).reported["acc"] == 0.5
 
 
 def test_a_defense_that_needs_poisoned_training_images_says_so(root: Path) -> None:

@@ -205,13 +205,12 @@ def _target_rule(test: PoisonedSet, classes: int, info: Mapping[str, Any], path:
             f"{path}: the triggered images are given neither one label (all2one) nor (y + 1) mod {classes} (all2all); "
             f"found shifts {', '.join(map(str, shifts[:5].tolist()))}. Other rules are not supported"
         )
-    found = "all2all" if rule.kind == "all_to_all" else f"all2one with target {rule.target}"
-    wanted = info.get("attack_target")
-    claimed = f"all2one with target {wanted}" if said == "all2one" and isinstance(wanted, int) else said
-    if said in ("all2one", "all2all") and not found.startswith(claimed):
+    found, wanted = "all2all" if rule.kind == "all_to_all" else "all2one", info.get("attack_target")
+    other_target = found == "all2one" and isinstance(wanted, int) and wanted != rule.target
+    if said in ("all2one", "all2all") and (said != found or other_target):
         raise RecordError(
-            f"{path.parent}: {INFO} says {claimed}, the labels of bd_test say {found}; "
-            "the two files belong to different attacks"
+            f"{path.parent}: {INFO} says {said} with target {wanted}, the labels of bd_test say {found} with target "
+            f"{rule.target}; the two files belong to different attacks"
         )
     return rule
 

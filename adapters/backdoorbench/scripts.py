@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ def declared_options(script: Path, *others: Path) -> dict[str, Declared]:
     found: dict[str, Declared] = {}
     for path in (*others, script):
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about their code: users can do nothing
+                tree = ast.parse(path.read_text(encoding="utf-8"))
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path} as Python: {error}; is the checkout whole?") from error
         for node in ast.walk(tree):
