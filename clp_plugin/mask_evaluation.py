@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.evaluation import metrics_of
 from clp_plugin.masking import apply_mask
-from clp_plugin.prefix_replay import PrefixReplay, shared_prefix, watched
+from clp_plugin.prefix_replay import PrefixReplay, shared_prefix, sharing, watched
 from clp_plugin.types import ImageSet, Ints, Mask, Metrics, Record
 from clp_plugin.wrappers import unwrap
 
@@ -86,6 +86,7 @@ class _Walk:
     ) -> None:
         self.network, self.masks, self.device, self.batch_size, self.tick = network, masks, device, batch_size, tick
         self.replay = PrefixReplay()
+        self.sharing = sharing(network)
         self.order: list[int] = []
         self.wanted = 0
 
@@ -131,9 +132,10 @@ class _Walk:
         )
 
     def _differing(self, first: int, second: int) -> set[str]:
-        """Layers that lose other channels in one mask than in the other."""
+        """Layers that lose other channels in one mask than in the other, and whatever shares their weights."""
         one, other = self.masks[first].indices(), self.masks[second].indices()
-        return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+        layers = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+        return layers.union(*(self.sharing.get(name, set()) for name in layers))
 
 
 def _spelled(mask: Mask, calls: Sequence[str]) -> list[bytes]:

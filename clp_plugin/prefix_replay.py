@@ -113,3 +113,16 @@ def shared_prefix(calls: Sequence[str], changed: set[str]) -> int:
     if not changed <= set(calls):
         return 0
     return next((place for place, name in enumerate(calls) if name in changed), len(calls))
+
+
+def sharing(network: nn.Module) -> dict[str, set[str]]:
+    """Module name to the modules that hold one of its tensors: itself, and those whose weights are tied to its own."""
+    places = {
+        name: {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(False), *module.buffers(False))}
+        for name, module in network.named_modules()
+    }
+    holders: dict[int, set[str]] = {}
+    for name, own in places.items():
+        for place in own:
+            holders.setdefault(place, set()).add(name)
+    return {name: {name}.union(*(holders[place] for place in own)) for name, own in places.items()}

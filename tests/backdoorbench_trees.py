@@ -6,12 +6,13 @@ Made from a description of the format alone; nothing of the package under test i
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
 import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -125,8 +126,9 @@ def write_record(
         "bd_test": bd_test,
     }
     edit(content)
-    torch.save(content, folder / "attack_result.pt")
-    _rename_numpy(folder / "attack_result.pt", numpy_home)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    (folder / "attack_result.pt").write_bytes(_numpy_named(buffer, numpy_home))
     if info is not False:
         words = {"attack_label_trans": rule, "attack_target": target} if isinstance(rule, str) else {}
         write_info(folder, **{**words, **(info if isinstance(info, dict) else {})})
@@ -264,12 +266,14 @@ def _poisoned(
     }
 
 
-def _rename_numpy(path: Path, home: str) -> None:
+def _numpy_named(checkpoint: io.BytesIO, home: str) -> bytes:
     """Let the pickle name numpy's functions as numpy 1 or numpy 2 does, whichever is installed here."""
-    with zipfile.ZipFile(path) as archive:
-        entries: Sequence[tuple[str, bytes]] = [(name, archive.read(name)) for name in archive.namelist()]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries:
-            named = f"numpy.{home}.multiarray".encode()
-            content = re.sub(rb"numpy\._?core\.multiarray", named, content) if name.endswith("/data.pkl") else content
+    with zipfile.ZipFile(checkpoint) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in entries if name.endswith("/data.pkl"))
+    entries[name] = re.sub(rb"numpy\._?core\.multiarray", f"numpy.{home}.multiarray".encode(), entries[name])
+    renamed = io.BytesIO()
+    with zipfile.ZipFile(renamed, "w") as archive:
+        for name, content in entries.items():
             archive.writestr(name, content)
+    return renamed.getvalue()

@@ -143,3 +143,16 @@ def test_a_changed_module_that_is_never_called_by_itself_shares_nothing() -> Non
     assert shared_prefix(["a", "b"], {"b"}) == 1
     assert shared_prefix(["a", "b"], set()) == 2
     assert shared_prefix(["a", "b"], {"b", "elsewhere"}) == 0
+
+
+def test_a_weight_that_two_modules_share_changes_with_both() -> None:
+    model = shaken(chain(3))
+    first, second = model.get_submodule("0"), model.get_submodule("1")
+    second.weight, second.bias = first.weight, first.bias
+    channel = np.array([True, False, False])
+    masks = [Mask({}), Mask({"1": channel}), Mask({"2": channel})]
+    record = replace(fake_record(model), clean=random_images(40, classes=3))
+    together = evaluate_masks(model, record, masks)
+    alone = [evaluate_masks(masked(model, mask), record, [Mask({})])[0] for mask in masks]
+    assert [judged.clean_loss for judged in together] == [judged.clean_loss for judged in alone]
+    assert len({judged.clean_loss for judged in alone}) == 3
