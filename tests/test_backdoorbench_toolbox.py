@@ -302,7 +302,7 @@ def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Pa
     after = content(root)
     assert but(after, "record/neu/", "record/clp_plugin_logs/") == before
     assert {name for name in after if name.startswith("record/neu/")} == {
-        "record/neu/attack_result.pt", "record/neu/seen.json",
+        "record/neu/attack_result.pt", "record/neu/clp_plugin_run.log", "record/neu/seen.json",
     }  # fmt: skip
     found = json.loads((made / "seen.json").read_text())
     wanted = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from .process import Script, run_script
 from .scripts import Declared, command_line, declared_options
 from .workspace import add_data, move_in, workspace
 
+RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
 LOGS = "clp_plugin_logs"  # below record/, for what scripts printed that left no record
 # Declare the options that attacks share; one that a script does not take it refuses itself.
 _COMMON = (Path("attack", "prototype.py"), Path("attack", "badnet.py"))
@@ -65,7 +68,10 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
         produced = place / "record" / name
         if not (produced / FILE).is_file():
             raise RecordError(f"{script} ended without writing {FILE}; its output is in {log}")
+        shutil.move(log, produced / RUN_LOG)
         move_in(produced, target)
+    with contextlib.suppress(OSError):  # logs of other runs that failed stay
+        log.parent.rmdir()
     return target
 
 

@@ -26,8 +26,6 @@ from .workspace import add_data, add_record, move_in, workspace
 if TYPE_CHECKING:
     from torch import nn
 
-_LOG = "clp_plugin_run.log"  # in the defense's folder: what the script printed
-
 
 class BackdoorBench(BackdoorBenchAdapter):
     """Implements :class:`clp_plugin.adapters.base.Toolbox`."""
@@ -86,13 +84,13 @@ class BackdoorBench(BackdoorBenchAdapter):
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
             read_model(produced, options=planned.options)  # what cannot be used does not replace what is there
-            shutil.move(log, produced / _LOG)
+            shutil.move(log, produced / attacks.RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
         return replace(
             self._read(record, method, planned.options, planned.budget),
-            seconds=seconds, log=target / _LOG, commit=checkout.commit_of(found.root),
+            seconds=seconds, log=target / attacks.RUN_LOG, commit=checkout.commit_of(found.root),
         )  # fmt: skip
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
