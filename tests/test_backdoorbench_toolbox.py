@@ -161,7 +161,7 @@ def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, recor
     with pytest.raises(RecordError, match=said):
         run(record, force=True, do=do)
     after = content(root)
-    log = record / "clp_plugin_logs" / "ft.log"
+    log = record / "clp_plugin_logs" / f"ft-{os.getpid()}.log"
     assert but(after, str(log.relative_to(root))) == before
     assert log.read_text().startswith("working in ")
     run(record, force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     script = f"attack/{method}.py"
     declared = declared_options(root / script, *(root / common for common in _COMMON))
     arguments = command_line(script, declared, _options(root, name, facts, request))
-    log = root / "record" / LOGS / f"attack-{name}.log"
+    log = log_file(root / "record", f"attack-{name}")
     with workspace(root) as place:
         add_data(place, f"data/{facts.name}", data)
         run = Script(script, arguments, request.trust, request.fast_cpu)
@@ -73,6 +74,11 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     with contextlib.suppress(OSError):  # logs of other runs that failed stay
         log.parent.rmdir()
     return target
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """Where a script's output goes while it runs, and stays if it fails; two runs at a time have two."""
+    return folder / LOGS / f"{name}-{os.getpid()}.log"
 
 
 def _options(root: Path, name: str, facts: DatasetFacts, request: RunRequest) -> dict[str, object]:

@@ -72,7 +72,7 @@ class BackdoorBench(BackdoorBenchAdapter):
         result = read_attack_result(record, trust=request.trust)
         data = find_data_root(result, checkout=found.root)
         request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
-        log = record / attacks.LOGS / f"{method}.log"
+        log = attacks.log_file(record, method)
         with workspace(found.root) as place:
             name = add_record(place, result)
             add_data(place, result.data_path, data)
