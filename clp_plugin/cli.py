@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -293,4 +294,6 @@ def main() -> None:
     """Entry point of ``bench``."""
     from clp_plugin.console import run
 
+    # As Ctrl-C does: what runs in child processes is stopped, and nothing temporary stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(app, sys.argv[1:]))
