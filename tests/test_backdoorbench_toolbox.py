@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,11 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 
 DRIVER = """
 import sys
-from pathlib import Path
 import clp_plugin.adapters.backdoorbench.process as process
-from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
-from clp_plugin.adapters.base import RunRequest
+from clp_plugin.cli import main
 process._LAUNCHER = "direct"
-report = lambda line: print(line, flush=True)
-BackdoorBench().run_defense(Path(sys.argv[1]), "ft", RunRequest({"do": "hang"}, force=True, report=report))
+sys.argv = ["bench", "defend", "--record", sys.argv[1], "--impl", "toolbox", "--method", "ft", "--option", "do=hang", "--force"]
+main()
 """
 
 
@@ -195,23 +194,45 @@ def when_written(file: Path) -> str:
     return file.read_text()
 
 
+@contextlib.contextmanager
+def hanging(record: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``bench`` while the script that it started hangs, and that script's process."""
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", DRIVER, str(record)]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert driver.stderr is not None
+    line = next(line for line in driver.stderr if line.startswith("working in "))
+    noted = Path(line.removeprefix("working in ").strip()) / "record" / "eins" / "defense" / "ft" / "log" / "seen.json"
+    yield driver, json.loads(when_written(noted))["pid"]
+    driver.wait()
+    driver.stderr.close()
+
+
 def test_a_kill_in_the_middle_leaves_the_record_as_it_was_and_the_next_run_works(
     root: Path, record: Path, temporary: Path
 ) -> None:
     write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
-    command = [sys.executable, "-c", DRIVER, str(record)]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)})
-    assert driver.stdout is not None
-    line = next(line for line in driver.stdout if line.startswith("working in "))
-    noted = Path(line.removeprefix("working in ").strip()) / "record" / "eins" / "defense" / "ft" / "log" / "seen.json"
-    pid = json.loads(when_written(noted))["pid"]
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
-    os.kill(pid, signal.SIGKILL)  # nobody else is left to stop it; it has only its workspace
+    with hanging(record, temporary) as (driver, pid):
+        driver.kill()
+        driver.wait()
+        os.kill(pid, signal.SIGKILL)  # nobody else is left to stop it; it has only its workspace
     assert but(content(root), "record/eins/clp_plugin_logs/") == before
     assert (run(record, force=True).folder / "defense_result.pt").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_stops_its_script_and_leaves_nothing_temporary(
+    root: Path, record: Path, temporary: Path, number: signal.Signals
+) -> None:
+    before = content(root)
+    with hanging(record, temporary) as (driver, pid):
+        driver.send_signal(number)
+        assert driver.wait(20) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert but(content(root), "record/eins/clp_plugin_logs/") == before
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_record_says_what_the_script_is_given_not_the_toolboxs_files(record: Path) -> None:
