@@ -174,7 +174,7 @@ def test_defense_that_prunes_nothing_by_design_has_no_mask_file(tmp_path: Path) 
     paths = save_defense(run(fake_record(), Spy()), tmp_path)
     assert "mask" not in paths
     assert sorted(p.name for p in tmp_path.iterdir()) == ["outcome.json", "weights.pt", "weights.safetensors"]
-    assert defense_json(run(fake_record(), Spy()), paths)["mask"] is None
+    assert defense_json(run(fake_record(), Spy()), tmp_path)["mask"] is None
 
 
 def catalogue(**objects: str) -> Catalogue:

@@ -39,7 +39,7 @@ CORRELATION = [
     "name", "pearson", "spearman", "n", "pearson_ci", "spearman_ci", "pearson_p", "spearman_p", "reason",
 ]  # fmt: skip
 DEFEND = [
-    "method", "options", "before", "after", "der", "pruned", "seconds", "mask", "weights", "outcome",
+    "method", "implementation", "options", "before", "after", "der", "pruned", "seconds", "mask", "weights", "outcome",
 ]  # fmt: skip
 ATTACK = ["--dataset", "digits", "--n-train", "300", "--n-test", "60", "--epochs", "1", "--width", "8"]
 
@@ -423,7 +423,8 @@ def test_defend_options_reach_the_method(record: Path, tmp_path: Path) -> None:
     relative = bench(*base, "--score", "relative", "--norm", "exact", "--seed", "5").json
     assert relative["options"] == {"u": 1.0, "score": "relative", "norm": "exact", "pairing": "dataflow"}
     assert load_outcome(tmp_path / "outcome.json").seed == 5
-    assert bench(*base, "--parity").json["options"]["pairing"] == "registration"
+    assert "--force" in refused(*base, "--parity")
+    assert bench(*base, "--parity", "--force").json["options"]["pairing"] == "registration"
 
 
 def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) -> None:
@@ -458,6 +459,7 @@ def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) 
     listed = bench("list", "defenses", "--registry", registry, "--json").json["defenses"]
     assert [item["name"] for item in listed] == ["clp", "recalibrate"]
     base = ["defend", "--method", "recalibrate", "--registry", registry, "--record", record, "--out", tmp_path / "out"]
+    base.append("--force")
     found, biases = [], []
     for seed in (0, 0, 1):
         found.append(bench(*base, "--seed", seed, "--json").json)
@@ -478,7 +480,7 @@ def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) 
 def test_defend_mistakes(record: Path, tmp_path: Path) -> None:
     base = ["defend", "--record", record]
     assert "unknown defense 'nope'; known: clp" in refused(*base, "--method", "nope")
-    assert "unknown toolbox 'nope'; known: builtin" in refused(*base, "--toolbox", "nope")
+    assert "unknown toolbox 'nope'; known: backdoorbench, builtin" in refused(*base, "--toolbox", "nope")
     assert "u must be 0 or more" in refused(*base, "--u", "-1")
     assert "parity mode has only" in refused(*base, "--parity", "--norm", "exact")
     assert "cannot be used here" in refused(*base, "--device", "cuda:99")
@@ -543,7 +545,9 @@ def test_correlate_mistakes(record: Path) -> None:
 def test_sweep_json_is_the_contract_and_its_files_say_the_same(record: Path, tmp_path: Path) -> None:
     found = bench("sweep", "--record", record, "--u", "0:2:0.5", "--out", tmp_path, "--device", "cpu", "--json").json
     assert list(found) == ["rows"]
-    assert [list(row) for row in found["rows"]] == [["u", "pruned", "acc", "asr", "ra"]] * 5
+    assert [list(row) for row in found["rows"]] == [
+        ["u", "pruned", "acc", "asr", "ra", "clean_loss", "triggered_loss"]
+    ] * 5
     assert [row["u"] for row in found["rows"]] == [0, 0.5, 1, 1.5, 2]
     pruned = [row["pruned"] for row in found["rows"]]
     assert pruned == sorted(pruned, reverse=True)

@@ -40,7 +40,7 @@ def install(monkeypatch: pytest.MonkeyPatch, site: Path, entry_points: str, code
 
 def test_what_ships_is_listed_with_its_facts() -> None:
     catalogue = load_catalogue()
-    assert catalogue.names("toolboxes") == ["builtin"]
+    assert catalogue.names("toolboxes") == ["builtin", "backdoorbench"]
     assert catalogue.names("defenses") == ["clp"]
     assert catalogue.names("attacks") == ["badnets", "blended"]
     clp = catalogue.entry("defenses", "clp")
