@@ -179,7 +179,11 @@ def test_another_result_is_replaced_only_with_force_and_the_same_run_refreshes_i
     registry: Path, record: Path
 ) -> None:
     assert defend(registry, "--u", "1", "--sweep", "none").code == 0
+    figures = record / "defense" / "clp_plugin" / "visual"
+    figures.mkdir()
+    (figures / "lips.png").write_text("drawn by the toolbox")
     assert defend(registry, "--u", "1", "--sweep", "none").code == 0
+    assert (figures / "lips.png").read_text() == "drawn by the toolbox"
     said = defend(registry, "--u", "2", "--sweep", "none")
     assert said.code == 2
     assert "u=1.0" in said.err
@@ -188,6 +192,7 @@ def test_another_result_is_replaced_only_with_force_and_the_same_run_refreshes_i
     assert load_outcome(outcome).options["u"] == 1
     assert defend(registry, "--u", "2", "--sweep", "none", "--force").code == 0
     assert load_outcome(outcome).options["u"] == 2
+    assert not figures.exists(), "they were of the result that is gone"
 
 
 def test_a_folder_with_other_files_is_never_replaced(registry: Path, record: Path) -> None:

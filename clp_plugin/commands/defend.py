@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from clp_plugin.sweeping import SweepRow, parse_range, sweep
 from clp_plugin.types import Mask, Record, Scores
 
 OUTCOME = "outcome.json"
-_REFRESHED = ("method", "implementation", "options", "seed")  # the same run again may take its own place
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     record = adapter.open(path, trust=request.trust)
     defense, options = make_defense(catalogue, request.method, record.provenance.dataset, request.options)
     folder = request.out or _default_folder(adapter, path, request, options)
-    require_replaceable(folder, request, options, "clp_plugin")
+    again = require_replaceable(folder, request, options)
     with progress_bar(request.method) as report:
         run = run_defense(
             record,
@@ -67,9 +67,12 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     if isinstance(defense, CLP):
         run = _with_evidence(run, record, defense)
     with staged_folder(folder) as place:
-        names = [Path(written).name for written in save_defense(run, place).values()]
+        save_defense(run, place)
         if hasattr(adapter, "export"):
             _export(adapter, place, folder.name, record, run, defense, request)
+        names = sorted(written.name for written in place.iterdir())
+        if again:
+            _carry_over(folder, place)
     if as_json:
         emit_json(defense_json(run, folder))
     else:
@@ -77,8 +80,11 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
         say(f"wrote {', '.join(names)} to {folder}")
 
 
-def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[str, Any], implementation: str) -> None:
+def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[str, Any]) -> bool:
     """A result is replaced by the same run again, or with ``--force``; a folder that holds anything else never is.
+
+    Returns:
+        Whether the same run stands there.
 
     Raises:
         ConfigError: If the folder must stay.
@@ -86,24 +92,25 @@ def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[s
     if folder.is_file():
         raise ConfigError(f"--out: {folder} is a file; expected a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return False
     if not (folder / OUTCOME).is_file():
         raise ConfigError(f"{folder} holds files that `bench defend` did not write; choose another folder with --out")
-    if request.force:
-        return
     earlier = load_outcome(folder / OUTCOME)
-    wanted = {
-        "method": request.method,
-        "implementation": implementation,
-        "options": dict(options),
-        "seed": request.seed,
-    }
-    if {key: getattr(earlier, key) for key in _REFRESHED} != wanted:
+    same = (earlier.method, earlier.options, earlier.seed) == (request.method, dict(options), request.seed)
+    if not same and not request.force:
         given = ", ".join(f"{key}={value}" for key, value in earlier.options.items())
         raise ConfigError(
             f"{folder} holds the result of {earlier.method} with {given}, seed {earlier.seed}; "
             "give --force to replace it, or another folder with --out"
         )
+    return same
+
+
+def _carry_over(earlier: Path, place: Path) -> None:
+    """What others made of the same result, such as the figures that a toolbox puts beside it, stays."""
+    for item in earlier.iterdir():
+        if not (place / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, place / item.name)
 
 
 def _default_folder(adapter: Any, path: Path, request: DefendRequest, options: Mapping[str, Any]) -> Path:
