@@ -65,9 +65,8 @@ def _panel(axes: Axes, group: pd.DataFrame) -> None:
         said = f"DER {float(own['der'].astype(float).mean()):.2f}   {_seconds(float(own['seconds'].mean()))}"
         axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     first = group.iloc[0]
-    axes.set_title(
-        f"{Path(str(first['record'])).name}: {first['attack']}, {first['architecture']}", fontsize=9, loc="left"
-    )
+    network = str(first["architecture"]).rpartition(":")[2]
+    axes.set_title(f"{Path(str(first['record'])).name}: {first['attack']}, {network}", fontsize=8, loc="left")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5), xlabel="% of test images")
     plain_axes(axes)

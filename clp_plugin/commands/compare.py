@@ -64,10 +64,10 @@ def _correlation(path: Path) -> pd.DataFrame | None:
 
 
 def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    percents = {"before_acc", "after_acc", "before_asr", "after_asr", "after_ra"}
-    columns = [f"{key} %" if key in percents else key for key in rows[0]]
-    cells = [
-        ["-" if value is None else 100 * value if key in percents else value for key, value in row.items()]
-        for row in rows
+    percents = ("before_acc", "after_acc", "before_asr", "after_asr")
+    shown = ("record", "method", *percents, "der", "seconds")  # the files have more
+    columns = [f"{key.replace('_', ' ')} %" if key in percents else key for key in shown]
+    cells: list[list[object]] = [
+        ["-" if row[key] is None else 100 * row[key] if key in percents else row[key] for key in shown] for row in rows
     ]
     return columns, cells
