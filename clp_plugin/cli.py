@@ -29,6 +29,7 @@ from clp_plugin.cli_options import (
     Toolbox,
     Trust,
     U,
+    refuse,
 )
 from clp_plugin.cli_toolbox import toolbox_app
 
@@ -72,6 +73,7 @@ def list_(
 
 @app.command()
 def attack(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the new record; with --toolbox its name in the checkout.")],
     method: Annotated[
         str, typer.Option(help="See `bench list attacks`; with --toolbox one of its scripts.")
@@ -111,6 +113,8 @@ def attack(
     if toolbox is not None and toolbox != "builtin":
         from clp_plugin.commands.attack_toolbox import ToolboxAttackRequest, attack_with_toolbox
 
+        ours = ("data", "width", "recipe", "n_train", "n_test", "fixed_trigger")
+        refuse(context, *ours, where=f"for the scripts of {toolbox}")
         what = {"dataset": dataset, "model": model, "target": target, "poison_rate": poison_rate}
         given |= {k: v for k, v in what.items() if v is not None}
         attack_with_toolbox(
@@ -123,6 +127,7 @@ def attack(
         return
     from clp_plugin.commands.attack import AttackRequest, run_attack_command
 
+    refuse(context, "root", "time_limit", "fast_cpu", where="without --toolbox")
     run_attack_command(
         AttackRequest(
             out=out, method=method, dataset=dataset or "digits", data=data, model=model or "resnet18", width=width,
@@ -168,6 +173,7 @@ def scan(
 
 @app.command()
 def defend(
+    context: typer.Context,
     record: RecordPath,
     method: Annotated[str, typer.Option(help="See `bench list defenses`; with --impl toolbox one of its own.")] = "clp",
     impl: Annotated[
@@ -211,9 +217,11 @@ def defend(
     if impl is Implementation.toolbox:
         from clp_plugin.commands.defend_toolbox import ToolboxRunOptions, defend_with_toolbox
 
+        refuse(context, "out", "sweep", where="with --impl toolbox, whose results lie where its own tools look")
         how = ToolboxRunOptions(time_limit=time_limit, fast_cpu=fast_cpu, reuse=reuse, quiet=as_json)
         defend_with_toolbox(request, how, as_json=as_json)
     else:
+        refuse(context, "reuse", "time_limit", "fast_cpu", where="without --impl toolbox")
         defend_record(request, as_json=as_json)
 
 

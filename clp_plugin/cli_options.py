@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from clp_plugin.errors import ConfigError
+
 
 class Listed(str, Enum):
     """What ``bench list`` can list."""
@@ -61,3 +63,15 @@ Norm = Annotated[NormName, typer.Option(help="reshaped: the paper's; exact: of t
 Parity = Annotated[
     bool, typer.Option(help="Prune exactly what the published code prunes (its pairing, unbiased std, no eps).")
 ]
+
+
+def refuse(context: typer.Context, *names: str, where: str) -> None:
+    """An option that would be ignored is a mistake to be said, not passed over.
+
+    Raises:
+        ConfigError: If one of the named parameters was given on the command line.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"--{name.replace('_', '-')} has no meaning {where}; leave it out")

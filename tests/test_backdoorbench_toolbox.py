@@ -336,6 +336,16 @@ def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Pa
     assert list(temporary.iterdir()) == []
 
 
+def test_an_attack_finds_its_own_settings_however_their_folder_is_spelled(root: Path, record: Path) -> None:
+    script = (root / "attack" / "blended.py").read_text()
+    declared = 'parser.add_argument("--bd_yaml_path", type=str, default="./config/attack/wrong.yaml")\n'
+    write(root / "attack" / "ftrojann.py", script.replace("args = parser", f"{declared}args = parser"))
+    write(root / "config" / "attack" / "ftrojannn" / "default.yaml", "attack: ftrojann\n")
+    made = attack(root, method="ftrojann", alpha=0.2)
+    args = json.loads((made / "seen.json").read_text())["args"]
+    assert args["bd_yaml_path"] == "./config/attack/ftrojannn/default.yaml"
+
+
 def test_an_attack_replaces_a_record_only_with_force_and_only_when_it_ends_well(root: Path, record: Path) -> None:
     before = content(root)
     with pytest.raises(ConfigError, match="exists already; choose another name, or give --force"):

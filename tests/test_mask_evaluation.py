@@ -57,7 +57,6 @@ def test_replayed_outputs_are_bit_equal_to_plain_runs(name: str) -> None:
                 output = memory.run(pruned, batch, unchanged)
             assert torch.equal(output, pruned(batch)), (index, unchanged)
             found[index].append(output)
-        changed = None
     assert any(not torch.equal(found[0][0], found[i][0]) for i in range(1, len(masks)))
 
 
@@ -75,14 +74,6 @@ def test_metrics_of_all_masks_are_those_of_each_masked_copy(name: str) -> None:
 
 def chain(depth: int) -> nn.Sequential:
     return nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(depth)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def counted(model: nn.Module) -> list[str]:
-    calls: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    return calls
 
 
 def computed(model: nn.Module) -> dict[str, int]:

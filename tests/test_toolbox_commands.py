@@ -297,6 +297,20 @@ def test_mistakes_are_one_line(registry: Path) -> None:
     shutil.rmtree(registry.parent / "checkout")
 
 
+def test_options_that_would_be_ignored_are_refused(registry: Path) -> None:
+    toolbox = ("--method", "anp", "--impl", "toolbox")
+    assert "--out has no meaning with --impl toolbox" in defend(registry, *toolbox, "--out", registry.parent / "x").err
+    assert "--sweep has no meaning" in defend(registry, *toolbox, "--sweep", "none").err
+    assert "--time-limit has no meaning without --impl toolbox" in defend(registry, "--time-limit", "9").err
+    assert "--reuse has no meaning" in defend(registry, "--reuse").err
+    common = ("attack", "--out", "neu", "--registry", registry)
+    assert "--fixed-trigger has no meaning for the scripts of fakebench" in refused(
+        *common, "--toolbox", "fakebench", "--fixed-trigger"
+    )
+    assert "--fast-cpu has no meaning without --toolbox" in refused(*common, "--fast-cpu")
+    assert "request" not in FakeToolbox.asked
+
+
 def test_printed_json_stays_clean_while_the_script_talks(registry: Path) -> None:
     result = defend(registry, "--method", "anp", "--impl", "toolbox", "--json")
     assert json.load(io.StringIO(result.out))

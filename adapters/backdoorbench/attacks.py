@@ -60,7 +60,8 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     facts, data = _data(root, str(request.options.get("dataset", "cifar10")))
     script = f"attack/{method}.py"
     declared = declared_options(root / script, *(root / common for common in _COMMON))
-    arguments = command_line(script, declared, _options(root, name, facts, request))
+    options = {**_trigger_settings(root, method, declared), **_options(root, name, facts, request)}
+    arguments = command_line(script, declared, options)
     log = log_file(root / "record", f"attack-{name}")
     with workspace(root) as place:
         add_data(place, f"data/{facts.name}", data)

@@ -34,8 +34,6 @@ if __name__ == "__main__":
 '''
 _COMMON = {
     "device": "auto",
-    "dataset_path": "./data",
-    "batch_size": 256,
     "random_seed": 0,
     "method": "clp",
     "u_min": 0,

@@ -7,24 +7,21 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clp_plugin.errors import ConfigError, RecordError
-from clp_plugin.types import Record
 
 from ..base import CheckoutState, RunRequest, ToolboxResult
-from . import attacks, checkout, options, registration, state
+from . import attacks, checkout, registration, state
 from .attack_result import read_attack_result
 from .datasets import find_data_root
 from .defenses import DEFENSES, budget_of, defense_named, plan
 from .export import export_defense
+from .options import attack_options
 from .process import Script, run_script
 from .record import BackdoorBenchAdapter
 from .results import RESULT, read_model, read_reported
 from .workspace import add_data, add_record, move_in, workspace
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class BackdoorBench(BackdoorBenchAdapter):
@@ -83,13 +80,14 @@ class BackdoorBench(BackdoorBenchAdapter):
             script = Script(defense.script, planned.arguments, request.trust, request.fast_cpu)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
-            read_model(produced, options=planned.options)  # what cannot be used does not replace what is there
+            # What cannot be used must not replace what is there.
+            read_model(produced, options=planned.options, trust=request.trust)
             shutil.move(log, produced / attacks.RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
         return replace(
-            self._read(record, method, planned.options, planned.budget),
+            self._read(record, method, planned.options, planned.budget, trust=request.trust),
             seconds=seconds, log=target / attacks.RUN_LOG, commit=checkout.commit_of(found.root),
         )  # fmt: skip
 
@@ -102,14 +100,16 @@ class BackdoorBench(BackdoorBenchAdapter):
         defense = DEFENSES.get(method)
         return self._read(record, method, {}, "unknown" if defense is None else budget_of(defense, {}))
 
-    def _read(self, record: Path, method: str, settings: Mapping[str, Any], budget: str) -> ToolboxResult:
+    def _read(
+        self, record: Path, method: str, settings: Mapping[str, Any], budget: str, *, trust: bool = False
+    ) -> ToolboxResult:
         defense = DEFENSES.get(method)
         folder = record / "defense" / (defense.folder if defense else method)
         if not (folder / RESULT).is_file():
             there = sorted(item.parent.name for item in (record / "defense").glob(f"*/{RESULT}"))
             raise RecordError(f"{folder}: no {RESULT}; results there are: {', '.join(there) or 'none'}")
         return ToolboxResult(
-            model=read_model(folder, options=settings),
+            model=read_model(folder, options=settings, trust=trust),
             folder=folder,
             reported=read_reported(folder, method),
             seconds=0.0,
@@ -123,19 +123,8 @@ class BackdoorBench(BackdoorBenchAdapter):
         own = "" if method == "clp" else f"_{method}"
         return record / "defense" / f"{registration.NAME}{own}{parity}"
 
-    def export(
-        self,
-        place: Path,
-        name: str,
-        record: Record,
-        model: nn.Module,
-        final: Mapping[str, Any],
-        sweep: Sequence[Mapping[str, Any]],
-    ) -> None:
-        export_defense(place, name, record, model, final, sweep)
-
-    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
-        return options.attack_options(given)
+    export = staticmethod(export_defense)
+    attack_options = staticmethod(attack_options)
 
     def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
         return attacks.run_attack(checkout.find_checkout(request.root), name, method, request)

@@ -13,7 +13,7 @@ from clp_plugin.commands.attack import show_metrics
 from clp_plugin.console import command_line, emit_json, pick_device, progress_bar, say
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError
-from clp_plugin.fusion import fuse
+from clp_plugin.fusion import FusedView, fuse
 from clp_plugin.lipschitz import score
 from clp_plugin.published_rule import published_rule_note
 from clp_plugin.records import find_adapter, locate_record
@@ -64,12 +64,13 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
             command=command_line(),
             progress=report,
         )
-    if isinstance(defense, CLP):
-        run = _with_evidence(run, record, defense)
+    view = fuse(record.model, record.input_shape) if isinstance(defense, CLP) else None
+    if view is not None:
+        run = run.with_log(published_rule=published_rule_note(record.model, view))
     with staged_folder(folder) as place:
         save_defense(run, place)
         if hasattr(adapter, "export"):
-            _export(adapter, place, folder.name, record, run, defense, request)
+            _export(adapter, place, folder.name, record, run, defense, view, request)
         names = sorted(written.name for written in place.iterdir())
         if again:
             _carry_over(folder, place)
@@ -119,22 +120,22 @@ def _default_folder(adapter: Any, path: Path, request: DefendRequest, options: M
     return path / "defense" / request.method / slug(options, request.seed)
 
 
-def _with_evidence(run: DefenseRun, record: Record, defense: CLP) -> DefenseRun:
-    """What following the tensors changes on this network, kept with the outcome."""
-    note = published_rule_note(record.model, fuse(record.model, record.input_shape))
-    if defense.pairing == "registration":
-        note = f"parity run, by the published rule; {note}"
-    return run.with_log(published_rule=note)
-
-
 def _export(
-    adapter: Any, place: Path, name: str, record: Record, run: DefenseRun, defense: object, request: DefendRequest
+    adapter: Any,
+    place: Path,
+    name: str,
+    record: Record,
+    run: DefenseRun,
+    defense: object,
+    view: FusedView | None,
+    request: DefendRequest,
 ) -> None:
     """Beside our own files those of the toolbox, and for CLP its sweep over u and two figures."""
     final: dict[str, Any] = {"acc": run.after.acc, "asr": run.after.asr, "ra": run.after.ra}
     rows: list[SweepRow] = []
-    if isinstance(defense, CLP) and request.sweep is not None:
-        view = fuse(record.model, record.input_shape, pairing=defense.pairing)
+    if isinstance(defense, CLP) and view is not None and request.sweep is not None:
+        if defense.pairing != view.pairing:
+            view = fuse(record.model, record.input_shape, pairing=defense.pairing)
         scores = score(view, score=defense.score, norm=defense.norm)
         with progress_bar("sweep") as report:
             values = [*parse_range(request.sweep), defense.u]

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from clp_plugin.adapters.backdoorbench.scripts import read_yaml
 from clp_plugin.console import guarded, say
-from clp_plugin.errors import ConfigError
 
 _TOOLBOX = "backdoorbench"
 # Options that loops over all of the toolbox's defenses pass, and that mean nothing to a data-free method or to our loader.
@@ -81,16 +79,8 @@ def _settings(given: argparse.Namespace, root: Path) -> dict[str, Any]:
     folder = root / "config" / "defense" / "clp_plugin"
     named = folder / f"{given.dataset}.yaml"
     path = given.yaml_path or (named if named.is_file() else folder / "config.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--yaml_path: cannot read {path}: {' '.join(str(error).split())}") from error
     defaults = {"method": "clp", "device": "auto", "random_seed": 0}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected names with values, as `bench toolbox register` writes them, found {content!r}"
-        )
-    return {**defaults, **content, **{key: value for key, value in vars(given).items() if value is not None}}
+    return {**defaults, **read_yaml(path), **{key: value for key, value in vars(given).items() if value is not None}}
 
 
 def _range(settings: dict[str, Any]) -> str | None:
