@@ -215,6 +215,8 @@ class Record:
         triggered: Triggered test images; only those that count for ASR.
         target: The attacker's rule.
         benign: Benign images that a defense with a budget may draw from; disjoint from training and test images.
+        poisoned_training: A part of the training set as it was trained on, poison and all, for a defense that needs one
+            (EP); labels are those trained on. None where the toolbox did not keep it.
     """
 
     model: nn.Module
@@ -224,6 +226,7 @@ class Record:
     target: TargetRule
     benign: ImageSet
     provenance: Provenance
+    poisoned_training: ImageSet | None = None
 
     @property
     def folder(self) -> Path:

@@ -18,8 +18,10 @@ from safetensors.torch import load_file as load_weights
 from clp_plugin.adapters.builtin import attack as attack_module
 from clp_plugin.adapters.builtin.attack import CHECKPOINT, initial_model, run_attack
 from clp_plugin.adapters.builtin.attacks.badnets import BadNets
+from clp_plugin.adapters.builtin.attacks.base import Attack
 from clp_plugin.adapters.builtin.attacks.catalogue import ATTACKS
 from clp_plugin.adapters.builtin.datasets import load_dataset
+from clp_plugin.adapters.builtin.hooks import Batch
 from clp_plugin.adapters.builtin.poisoning import TriggerHook, split
 from clp_plugin.adapters.builtin.recipes import AttackSettings, Recipe
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
@@ -142,7 +144,7 @@ def test_triggered_images_are_the_poisoned_twins_of_counted_clean_ones(made: Pat
     record = BuiltinAdapter().open(made)
     arrays = load_file(made / "images.safetensors")
     described = json.loads((made / "record.json").read_text())
-    trigger = ATTACKS["badnets"].from_json(described["trigger"])
+    trigger = ATTACKS["badnets"].from_json(described["trigger"], {})
     twins = record.triggered.clean_index
     assert np.array_equal(arrays["triggered.pixels"], trigger.poison(arrays["clean.pixels"][twins]))
     assert np.array_equal(twins, np.flatnonzero(record.clean.labels != 3))
@@ -268,7 +270,8 @@ def test_blended_on_preactivation_makes_a_record(tmp_path: Path) -> None:
 def test_the_trigger_hook_stamps_the_poisoned_images_of_a_batch_only() -> None:
     badnets = BadNets.create((3, 8, 8), seed=0)
     batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    found = TriggerHook(badnets, np.array([5, 9]))(batch, torch.tensor([9, 1, 2, 5])).numpy()
+    hook, labels = TriggerHook(badnets, np.array([5, 9])), torch.zeros(4, dtype=torch.int64)
+    found = hook(Batch(batch, labels), torch.tensor([9, 1, 2, 5]), torch.Generator()).images.numpy()
     assert (found[[0, 3], :, 5:, 5:] == badnets.patch).all()
     assert not found[[1, 2]].any()
     assert not batch.any()
@@ -286,7 +289,7 @@ def test_a_trigger_after_augmentation_trains_on_unstamped_images(
     parts = split(dataset.train_labels, TargetRule("all_to_one", 10, 3), SETTINGS)
     assert np.array_equal(seen["images"].pixels, dataset.train_pixels[parts.train])
     assert (seen["images"].labels[parts.poisoned] == 3).all()
-    assert isinstance(seen["batch_hook"], TriggerHook)
+    assert isinstance(seen["hook"], TriggerHook)
 
 
 def test_complete_records_are_listed_with_their_attack(folder: Path) -> None:
@@ -309,7 +312,7 @@ def test_a_folder_that_does_not_exist_lists_nothing(tmp_path: Path) -> None:
     assert list(BuiltinAdapter().records(tmp_path / "absent")) == []
 
 
-class _WhiteImages:
+class _WhiteImages(Attack):
     """Somebody else's attack: turns images white."""
 
     @classmethod
@@ -323,7 +326,7 @@ class _WhiteImages:
         return {}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> _WhiteImages:
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> _WhiteImages:
         return cls()
 
 
@@ -345,7 +348,7 @@ def test_changed_weights_are_noticed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, "expected schema_version 1, found 99"),
+        ({"schema_version": 99}, "expected schema_version 2, found 99"),
         ({"input_shape": [3, 32]}, "input_shape"),
         ({"input_shape": [3, 16, 16]}, r"clean\.pixels: expected \(N, 3, 16, 16\)"),
         ({"target": {"kind": "all_to_one", "num_classes": 10, "target": 10}}, "outside the 10 classes"),

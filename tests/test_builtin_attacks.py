@@ -36,7 +36,7 @@ def test_poisoning_leaves_the_originals_alone(name: str, pixels: NDArray[np.uint
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_an_attack_read_back_from_json_poisons_alike(name: str, pixels: NDArray[np.uint8]) -> None:
     attack = create_attack(name, SHAPE, seed=5, options={})
-    again = ATTACKS[name].from_json(json.loads(json.dumps(attack.to_json())))
+    again = ATTACKS[name].from_json(json.loads(json.dumps(attack.to_json())), {})
     assert np.array_equal(attack.poison(pixels), again.poison(pixels))
 
 
@@ -116,7 +116,7 @@ def test_damaged_json_is_told(name: str) -> None:
     good = create_attack(name, SHAPE, seed=0, options={}).to_json()
     for key in good:
         with pytest.raises(RecordError):
-            ATTACKS[name].from_json({**good, key: None})
+            ATTACKS[name].from_json({**good, key: None}, {})
 
 
 def test_blended_refuses_images_of_another_size(pixels: NDArray[np.uint8]) -> None:

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.adapters.builtin import precision
+from clp_plugin import precision
 from clp_plugin.adapters.builtin._run import learning_rate
-from clp_plugin.adapters.builtin.augment import augment
+from clp_plugin.adapters.builtin.hooks import Batch, BatchHook
 from clp_plugin.adapters.builtin.models import build
 from clp_plugin.adapters.builtin.recipes import PRESETS, RECIPES, AttackSettings, Recipe
 from clp_plugin.adapters.builtin.training import train
+from clp_plugin.augmentation import augment
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages, normalize
 
@@ -121,17 +122,17 @@ class _KilledError(Exception):
     pass
 
 
-class _KillAfter:
+class _KillAfter(BatchHook):
     """Stops a training in its n-th batch."""
 
     def __init__(self, batches: int) -> None:
         self.left = batches
 
-    def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
+    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
         self.left -= 1
         if self.left < 0:
             raise _KilledError
-        return images
+        return batch
 
 
 @pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
@@ -145,10 +146,10 @@ def test_a_resumed_run_ends_bit_identical(
     state = tmp_path / "state.pt"
     kill = _KillAfter(batches)
     with pytest.raises(_KilledError):
-        train(resumed, images, recipe, seed=0, checkpoint=state, checkpoint_seconds=0, batch_hook=kill)
+        train(resumed, images, recipe, seed=0, checkpoint=state, checkpoint_seconds=0, hook=kill)
     resumed = network()
     count = _KillAfter(10**6)
-    train(resumed, images, recipe, seed=0, checkpoint=state, batch_hook=count)
+    train(resumed, images, recipe, seed=0, checkpoint=state, hook=count)
     assert 10**6 - count.left == 9 - batches  # it went on, it did not begin again
     assert same(whole, resumed)
 
@@ -156,7 +157,7 @@ def test_a_resumed_run_ends_bit_identical(
 def test_a_finished_state_is_kept_for_the_caller_and_not_trained_again(images: ArrayImages, tmp_path: Path) -> None:
     first, again = network(), network()
     train(first, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt")
-    train(again, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt", batch_hook=_KillAfter(0))
+    train(again, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt", hook=_KillAfter(0))
     assert same(first, again)
 
 
@@ -203,19 +204,25 @@ def test_divergence_is_a_clear_error(images: ArrayImages) -> None:
 def test_a_batch_hook_sees_raw_pixels_and_their_positions(images: ArrayImages) -> None:
     seen: list[int] = []
 
-    def hook(batch: Tensor, indices: Tensor) -> Tensor:
-        assert torch.equal(batch, torch.from_numpy(images.pixels)[indices])
-        seen.extend(indices.tolist())
-        return batch
+    class Hook(BatchHook):
+        def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
+            assert torch.equal(batch.images, torch.from_numpy(images.pixels)[indices])
+            seen.extend(indices.tolist())
+            return batch
 
-    train(network(), images, replace(RECIPE, epochs=1, crop_padding=0, flip=False), seed=0, batch_hook=hook)
+    train(network(), images, replace(RECIPE, epochs=1, crop_padding=0, flip=False), seed=0, hook=Hook())
     assert len(seen) == len(set(seen)) == 24  # whole batches only
+
+
+class _Negative(BatchHook):
+    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
+        return replace(batch, images=255 - batch.images)
 
 
 def test_a_batch_hook_changes_what_is_learned(images: ArrayImages) -> None:
     plain, hooked = network(), network()
     train(plain, images, RECIPE, seed=0)
-    train(hooked, images, RECIPE, seed=0, batch_hook=lambda batch, indices: 255 - batch)
+    train(hooked, images, RECIPE, seed=0, hook=_Negative())
     assert not same(plain, hooked)
 
 
@@ -320,6 +327,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_builtin_training import RECIPE, network
+from clp_plugin.adapters.builtin.hooks import BatchHook
 from clp_plugin.adapters.builtin.training import train
 from clp_plugin.images import ArrayImages
 import numpy as np
@@ -328,10 +336,11 @@ images = ArrayImages(rng.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8), np.ara
 from dataclasses import replace
 model = network()
 state = Path(sys.argv[1]) if sys.argv[1] else None
-def slow(batch, indices):
-    import time; time.sleep(0.02); return batch
-hook = slow if sys.argv[3] else None
-train(model, images, replace(RECIPE, epochs=20), seed=0, checkpoint=state, checkpoint_seconds=0.05, batch_hook=hook)
+class Slow(BatchHook):
+    def step(self, done):
+        import time; time.sleep(0.02)
+hook = Slow() if sys.argv[3] else None
+train(model, images, replace(RECIPE, epochs=20), seed=0, checkpoint=state, checkpoint_seconds=0.05, hook=hook)
 torch.save(model.state_dict(), sys.argv[2])
 """
 

@@ -17,6 +17,8 @@ class Stream(IntEnum):
     TRIGGER = 4
     WEIGHTS = 5
     TRAINING = 6
+    SAMPLE = 7
+    PREPARATION = 8
 
 
 def numpy_generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

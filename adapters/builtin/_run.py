@@ -6,27 +6,20 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from clp_plugin.augmentation import augment
 from clp_plugin.errors import ConfigError
 from clp_plugin.images import ArrayImages
+from clp_plugin.precision import memory_format, resolve
 
 from ._random import Stream, torch_generator
-from .augment import augment
-from .precision import memory_format, resolve
+from .hooks import Batch, BatchHook
 from .recipes import Recipe
-
-
-class BatchHook(Protocol):
-    """Changes a training batch after crop and flip; where attacks that act during training come in."""
-
-    def __call__(self, images: Tensor, indices: Tensor, /) -> Tensor:
-        """Args: ``(B, C, H, W)`` uint8 on the training device; ``(B,)`` positions in the training set, on the CPU."""
-        ...
 
 
 class Run:
@@ -39,9 +32,9 @@ class Run:
         recipe: Recipe,
         seed: int,
         device: torch.device,
-        batch_hook: BatchHook | None,
+        hook: BatchHook,
     ) -> None:
-        self.recipe, self.seed, self.device, self.batch_hook = recipe, seed, device, batch_hook
+        self.recipe, self.seed, self.device, self.hook = recipe, seed, device, hook
         self.dtype = resolve(recipe.precision, device)
         self.layout = memory_format(self.dtype, device)
         self.model = model.to(device).to(memory_format=self.layout).train()
@@ -71,21 +64,23 @@ class Run:
         """One batch."""
         start = self.batch * self.batch_size
         indices = self.order[start : start + self.batch_size]
-        batch = self.pixels[indices.to(self.device)]
-        batch = augment(batch, self.generator, padding=self.recipe.crop_padding, flip=self.recipe.flip)
-        if self.batch_hook is not None:
-            batch = self.batch_hook(batch, indices)
-        inputs = (
-            batch.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
+        on_device = indices.to(self.device)
+        images = augment(
+            self.pixels[on_device], self.generator, padding=self.recipe.crop_padding, flip=self.recipe.flip
         )
+        batch = self.hook(Batch(images, self.labels[on_device]), indices, self.generator)
+        inputs = batch.images.to(torch.float32).div(255.0).sub(self.mean).div(self.std)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.epoch + self.batch / self.steps)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(inputs)
-        loss = F.cross_entropy(logits.float(), self.labels[indices.to(self.device)])
+            logits = self.model(inputs.contiguous(memory_format=self.layout))
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        if batch.penalty is not None:
+            loss = loss + batch.penalty
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.hook.step(self.epochs_done / self.recipe.epochs)
         # Summed on the device: reading each loss would make a GPU wait.
         self.loss_sum = self.loss_sum.to(self.device) + loss.detach()
         self.batch += 1
@@ -133,6 +128,7 @@ class Run:
             "identity": self.identity(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "hook": self.hook.state(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -143,6 +139,7 @@ class Run:
         """Go to where :meth:`state` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.hook.restore(state["hook"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.open_epoch()
         self.generator.set_state(state["generator"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.precision import resolve
 from clp_plugin.safe_io import write_json_atomically
 from clp_plugin.types import TargetRule
 
@@ -21,13 +22,15 @@ from .attacks.base import Attack
 from .attacks.catalogue import create_attack
 from .datasets import Dataset, load_dataset
 from .models import build
-from .poisoning import Parts, TriggerHook, poisoned_training_set, record_images, split
-from .precision import resolve
+from .poisoning import Parts, TriggerHook, clean_training_set, poisoned_training_set, record_images, split
 from .recipes import AttackSettings
 from .record_files import DESCRIPTION, UNFINISHED, write_record
+from .scene import Scene
 from .training import Progress, train
 
 CHECKPOINT = "training.pt"
+# EP, which asks for a batch of the poisoned training set, was published with batches of 500 (NeurIPS 2022).
+TRAINING_SAMPLE = 500
 _RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
 
 
@@ -64,8 +67,22 @@ def run_attack(
     model = initial_model(settings, plan.dataset.num_classes)
     # Announced only now: a command that cannot work leaves no folder behind.
     write_json_atomically(out / UNFINISHED, settings.to_json())
-    hook = TriggerHook(plan.attack, plan.parts.poisoned) if settings.trigger_after_augmentation else None
-    images = poisoned_training_set(plan.dataset, plan.attack, plan.rule, plan.parts, stamp=hook is None)
+    clean, poisoned = clean_training_set(plan.dataset, plan.parts), plan.parts.poisoned
+    scene = Scene(
+        clean,
+        poisoned,
+        plan.rule,
+        lambda: initial_model(settings, plan.dataset.num_classes),
+        settings.recipe,
+        settings.seed,
+        device,
+        progress,
+    )
+    attack = plan.attack.prepare(scene)
+    hook = attack.hook(scene)
+    if hook is None and settings.trigger_after_augmentation:
+        hook = TriggerHook(attack, poisoned)
+    images = poisoned_training_set(clean, attack, plan.rule, poisoned, stamp=hook is None)
     checkpoint = out / CHECKPOINT
     train(
         model,
@@ -75,13 +92,14 @@ def run_attack(
         device=device,
         progress=progress,
         checkpoint=checkpoint,
-        batch_hook=hook,
+        hook=hook,
     )
     write_record(
         out,
-        _description(settings, plan, device),
+        _description(settings, replace(plan, attack=attack), device),
         model,
-        record_images(plan.dataset, plan.attack, plan.rule, plan.parts),
+        record_images(plan.dataset, attack, plan.rule, plan.parts, sample=TRAINING_SAMPLE, seed=settings.seed),
+        attack.arrays(),
     )
     (out / UNFINISHED).unlink(missing_ok=True)
     checkpoint.unlink(missing_ok=True)
@@ -115,7 +133,8 @@ def _plan(settings: AttackSettings, attack_type: type[Attack] | None) -> _Plan:
         options=settings.attack_options,
         attack_type=attack_type,
     )
-    return _Plan(dataset, rule, attack, split(dataset.train_labels, rule, settings))
+    parts = split(dataset.train_labels, rule, settings, keeps_labels=attack.keeps_labels)
+    return _Plan(dataset, rule, attack, parts)
 
 
 def initial_model(settings: AttackSettings, num_classes: int) -> nn.Module:
@@ -174,7 +193,7 @@ def _description(settings: AttackSettings, plan: _Plan, device: str) -> dict[str
         "std": plan.dataset.std,
         "target": plan.rule,
         "trigger": plan.attack.to_json(),
-        "poison_rate": settings.poison_rate,
+        "poison_rate": len(plan.parts.poisoned) / len(plan.parts.train),
         "seed": settings.seed,
         "settings": settings.to_json(),
         "training": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from clp_plugin.types import Ints, TargetRule
 from ._random import Stream, numpy_generator
 from .attacks.base import Attack, Pixels
 from .datasets import Dataset
+from .hooks import Batch, BatchHook
 from .recipes import AttackSettings
 from .record_files import RecordImages
 
@@ -34,24 +35,34 @@ class Parts:
     poisoned: Ints
 
 
-def split(labels: Ints, rule: TargetRule, settings: AttackSettings) -> Parts:
+def split(labels: Ints, rule: TargetRule, settings: AttackSettings, *, keeps_labels: bool = False) -> Parts:
     """Split training images into the part trained on, of which some are poisoned, and the benign budget.
 
-    Poisoned are images whose label the attacker changes: a target image with a trigger would teach nothing new.
+    Poisoned are images whose label the attacker changes: a target image with a trigger would teach nothing new. A
+    clean-label attack poisons target images instead: the rate is of all images trained on, as in the papers, so that
+    10 % of ten classes is the whole target class; where that class holds fewer, all of it is poisoned.
 
     Args:
         labels: Of all training images, ``(N,)``.
         rule: What the attacker wants.
         settings: Shares, poison rate and seed.
+        keeps_labels: Whether the attack is a clean-label one.
 
     Raises:
-        ConfigError: If a part would be empty or there are not enough images to poison.
+        ConfigError: If a part would be empty, there are not enough images to poison, or a clean-label attack is to be
+            all-to-all.
     """
     order = numpy_generator(settings.seed, Stream.SPLIT).permutation(len(labels))
     n_train, n_benign = round(settings.train_share * len(labels)), round(settings.benign_share * len(labels))
     chosen, benign = np.sort(order[:n_train]), np.sort(order[n_train : n_train + n_benign])
-    candidates = np.flatnonzero(rule.counted(labels[chosen]))
     n_poisoned = round(settings.poison_rate * n_train)
+    if keeps_labels:
+        if rule.kind != "all_to_one":
+            raise ConfigError(f"{settings.method} keeps labels and so has one target class; give it with --target")
+        candidates = np.flatnonzero(labels[chosen] == rule.target)
+        n_poisoned = min(n_poisoned, len(candidates))
+    else:
+        candidates = np.flatnonzero(rule.counted(labels[chosen]))
     if not len(benign) or not n_poisoned:
         raise ConfigError(
             f"{len(labels)} training images are too few: benign share {settings.benign_share} makes {len(benign)}, "
@@ -66,20 +77,40 @@ def split(labels: Ints, rule: TargetRule, settings: AttackSettings) -> Parts:
     return Parts(chosen, benign, np.sort(poisoned))
 
 
+def clean_training_set(dataset: Dataset, parts: Parts) -> ArrayImages:
+    """The images trained on, as they were before the attack."""
+    return ArrayImages(dataset.train_pixels[parts.train], dataset.train_labels[parts.train], dataset.mean, dataset.std)
+
+
 def poisoned_training_set(
-    dataset: Dataset, attack: Attack, rule: TargetRule, parts: Parts, *, stamp: bool = True
+    clean: ArrayImages, attack: Attack, rule: TargetRule, poisoned: Ints, *, stamp: bool = True
 ) -> ArrayImages:
     """The images trained on with the labels trained on; ``stamp`` puts the trigger on, otherwise only labels change."""
-    pixels, labels = dataset.train_pixels[parts.train], dataset.train_labels[parts.train]
+    pixels, labels = clean.pixels.copy(), clean.labels.copy()
     if stamp:
-        pixels[parts.poisoned] = attack.poison(pixels[parts.poisoned])
-    labels[parts.poisoned] = rule.wanted(labels[parts.poisoned])
-    return ArrayImages(pixels, labels, dataset.mean, dataset.std)
+        pixels[poisoned] = attack.poison_training(pixels[poisoned])
+    labels[poisoned] = rule.wanted(labels[poisoned])
+    return ArrayImages(pixels, labels, clean.mean, clean.std)
 
 
-def record_images(dataset: Dataset, attack: Attack, rule: TargetRule, parts: Parts) -> RecordImages:
-    """Clean test images, their triggered twins where they count for ASR, and the benign budget."""
+def record_images(
+    dataset: Dataset, attack: Attack, rule: TargetRule, parts: Parts, *, sample: int, seed: int
+) -> RecordImages:
+    """Clean test images, their triggered twins where they count for ASR, the benign budget, and a part of the training set.
+
+    Args:
+        dataset: Where all images come from.
+        attack: As it is after the training.
+        rule: What the attacker wants.
+        parts: The split.
+        sample: How many images of the poisoned training set to keep, at most; a random part, poisoned at its own rate.
+        seed: Of that part.
+    """
     twins = np.flatnonzero(rule.counted(dataset.test_labels))
+    kept = np.sort(numpy_generator(seed, Stream.SAMPLE).permutation(len(parts.train))[:sample])
+    part = replace(parts, train=parts.train[kept])
+    clean = clean_training_set(dataset, part)
+    training = poisoned_training_set(clean, attack, rule, np.flatnonzero(np.isin(kept, parts.poisoned)))
     return RecordImages(
         clean_pixels=dataset.test_pixels,
         clean_labels=dataset.test_labels,
@@ -87,18 +118,22 @@ def record_images(dataset: Dataset, attack: Attack, rule: TargetRule, parts: Par
         clean_index=twins,
         benign_pixels=dataset.train_pixels[parts.benign],
         benign_labels=dataset.train_labels[parts.benign],
+        training_pixels=training.pixels,
+        training_labels=training.labels,
     )
 
 
-class TriggerHook:
+class TriggerHook(BatchHook):
     """Puts the trigger on the poisoned images of a training batch, after its augmentation."""
 
     def __init__(self, attack: Attack, poisoned: Ints) -> None:
         self.attack, self.poisoned = attack, poisoned
 
-    def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
+    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
+        images = batch.images
         members = torch.from_numpy(np.flatnonzero(np.isin(indices.numpy(), self.poisoned))).to(images.device)
         if not len(members):
-            return images
-        stamped: Pixels = self.attack.poison(images[members].cpu().numpy())
-        return images.index_copy(0, members, torch.from_numpy(stamped).to(images.device))
+            return batch
+        stamped: Pixels = self.attack.poison_training(images[members].cpu().numpy())
+        stamped_images = images.index_copy(0, members, torch.from_numpy(stamped).to(images.device))
+        return replace(batch, images=stamped_images)

@@ -59,6 +59,7 @@ class BuiltinAdapter:
             ),
             target=description.target,
             benign=image_set(images.benign_pixels, images.benign_labels),
+            poisoned_training=image_set(images.training_pixels, images.training_labels),
             provenance=_provenance(path, description),
         )
 

@@ -1,4 +1,4 @@
-"""The files of a record: ``record.json``, ``model.safetensors`` and ``images.safetensors``."""
+"""The files of a record: ``record.json``, ``model.safetensors``, ``images.safetensors``, maybe ``trigger.safetensors``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from clp_plugin.errors import RecordError
 from clp_plugin.safe_io import save_weights, write_atomically, write_json_atomically
 from clp_plugin.types import Ints, TargetRule
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DESCRIPTION, WEIGHTS, IMAGES = "record.json", "model.safetensors", "images.safetensors"
+TRIGGER = "trigger.safetensors"
 UNFINISHED = "unfinished.json"
 TOOLBOX = "builtin"
 _ARRAYS = (
@@ -30,6 +31,8 @@ _ARRAYS = (
     "triggered.clean_index",
     "benign.pixels",
     "benign.labels",
+    "training.pixels",
+    "training.labels",
 )
 
 
@@ -47,7 +50,7 @@ class Description:
         mean: Per channel, on the [0, 1] scale.
         std: Per channel, on the [0, 1] scale.
         target: The attacker's rule.
-        trigger: The attack's ``to_json``: enough to poison again.
+        trigger: The attack's ``to_json``; with the arrays in ``trigger.safetensors``, if any, enough to poison again.
         poison_rate: Share of the training part that was poisoned.
         seed: Of everything random.
         sha256: Of ``model.safetensors``.
@@ -87,6 +90,8 @@ class RecordImages:
         clean_index: ``(M,)`` int64, position of each triggered image's clean twin.
         benign_pixels: ``(B, C, H, W)`` uint8.
         benign_labels: ``(B,)`` int64.
+        training_pixels: Part of the poisoned training set, ``(T, C, H, W)`` uint8.
+        training_labels: ``(T,)`` int64, as they were trained on.
     """
 
     clean_pixels: NDArray[np.uint8]
@@ -95,9 +100,17 @@ class RecordImages:
     clean_index: Ints
     benign_pixels: NDArray[np.uint8]
     benign_labels: Ints
+    training_pixels: NDArray[np.uint8]
+    training_labels: Ints
 
 
-def write_record(folder: Path, description: Mapping[str, Any], model: nn.Module, images: RecordImages) -> None:
+def write_record(
+    folder: Path,
+    description: Mapping[str, Any],
+    model: nn.Module,
+    images: RecordImages,
+    trigger_arrays: Mapping[str, NDArray[Any]],
+) -> None:
     """Write a record, ``record.json`` last: where it is, the record is complete.
 
     Args:
@@ -105,14 +118,22 @@ def write_record(folder: Path, description: Mapping[str, Any], model: nn.Module,
         description: The fields of :class:`Description` without ``sha256``, which is computed here.
         model: On the CPU.
         images: Checked when the record is opened.
+        trigger_arrays: What poisoning again needs beside the description's ``trigger``; no file for none.
     """
     # A replaced record must not describe new weights with old words.
     (folder / DESCRIPTION).unlink(missing_ok=True)
     save_weights(model.state_dict(), folder / WEIGHTS)
-    arrays = dict(zip(_ARRAYS, (np.ascontiguousarray(array) for array in vars(images).values()), strict=True))
-    write_atomically(folder / IMAGES, lambda temporary: save_file(arrays, str(temporary)))
+    (folder / TRIGGER).unlink(missing_ok=True)
+    if trigger_arrays:
+        _save_arrays(dict(trigger_arrays), folder / TRIGGER)
+    _save_arrays(dict(zip(_ARRAYS, vars(images).values(), strict=True)), folder / IMAGES)
     complete = Description(**description, sha256=sha256(folder / WEIGHTS))
     write_json_atomically(folder / DESCRIPTION, asdict(complete))
+
+
+def _save_arrays(arrays: dict[str, NDArray[Any]], file: Path) -> None:
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(file, lambda temporary: save_file(whole, str(temporary)))
 
 
 def read_description(path: Path) -> Description:
@@ -160,6 +181,22 @@ def require_files(path: Path) -> None:
             )
 
 
+def read_trigger(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that poisoning again needs; empty where the description's ``trigger`` is all.
+
+    Raises:
+        RecordError: If the file is damaged.
+    """
+    return _load_arrays(path / TRIGGER) if (path / TRIGGER).exists() else {}
+
+
+def _load_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(load_file(str(file)))
+    except Exception as error:  # safetensors has its own error types
+        raise RecordError(f"{file}: not readable ({type(error).__name__}: {error}); copy it again") from error
+
+
 def read_images(path: Path, description: Description) -> RecordImages:
     """Read and check ``images.safetensors``.
 
@@ -167,15 +204,12 @@ def read_images(path: Path, description: Description) -> RecordImages:
         RecordError: If it is missing, damaged, or does not fit the description.
     """
     file = path / IMAGES
-    try:
-        arrays = load_file(str(file))
-    except Exception as error:  # safetensors has its own error types
-        raise RecordError(f"{file}: not readable ({type(error).__name__}: {error}); copy it again") from error
+    arrays = _load_arrays(file)
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise RecordError(f"{file}: expected the arrays {', '.join(_ARRAYS)}; missing: {', '.join(missing)}")
     images = RecordImages(*(arrays[name] for name in _ARRAYS))
-    for name in ("clean", "triggered", "benign"):
+    for name in ("clean", "triggered", "benign", "training"):
         pixels = arrays[f"{name}.pixels"]
         if pixels.dtype != np.uint8 or pixels.shape[1:] != description.input_shape:
             raise RecordError(
@@ -185,6 +219,7 @@ def read_images(path: Path, description: Description) -> RecordImages:
     classes = description.target.num_classes
     _check_whole(file, "clean.labels", images.clean_labels, len(images.clean_pixels), classes)
     _check_whole(file, "benign.labels", images.benign_labels, len(images.benign_pixels), classes)
+    _check_whole(file, "training.labels", images.training_labels, len(images.training_pixels), classes)
     _check_whole(
         file, "triggered.clean_index", images.clean_index, len(images.triggered_pixels), len(images.clean_pixels)
     )

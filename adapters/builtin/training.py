@@ -13,7 +13,8 @@ from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages
 from clp_plugin.safe_io import write_atomically
 
-from ._run import BatchHook, Run
+from ._run import Run
+from .hooks import BatchHook
 from .recipes import Recipe
 
 _REPORT_SECONDS = 0.5
@@ -37,7 +38,7 @@ def train(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
-    batch_hook: BatchHook | None = None,
+    hook: BatchHook | None = None,
 ) -> None:
     """Train ``model`` in place; it ends on the CPU, in eval mode, contiguous, in float32.
 
@@ -54,7 +55,7 @@ def train(
         checkpoint: File to keep the state in, and to go on from where it exists. The finished state stays there, so
             that nothing is lost before the caller has stored the model: the caller deletes it.
         checkpoint_seconds: Shortest time between two writes of it.
-        batch_hook: Changes each batch after its augmentation.
+        hook: Changes each batch after its augmentation.
 
     Raises:
         ConfigError: If the loss becomes NaN or infinite, or there are fewer than 2 images.
@@ -62,7 +63,7 @@ def train(
     """
     if len(images) < 2:
         raise ConfigError(f"training: expected at least 2 images, found {len(images)}")
-    run = Run(model, images, recipe, seed, torch.device(device), batch_hook)
+    run = Run(model, images, recipe, seed, torch.device(device), hook or BatchHook())
     keeper = _Keeper(run, checkpoint, checkpoint_seconds)
     keeper.restore()
     reporter = _Reporter(run, progress)

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 
 from .._random import Stream, numpy_generator
-from .base import Pixels, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, pattern_from_json, pattern_to_json
 
 Pattern = Literal["random", "white", "checkerboard"]
 Corner = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
 
 
 @dataclass(frozen=True, eq=False)
-class BadNets:
+class BadNets(Attack):
     """A patch that replaces the pixels of one corner.
 
     Attributes:
@@ -90,7 +91,8 @@ class BadNets:
         return {"patch": pattern_to_json(self.patch), "corner": self.corner, "inset": self.inset}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BadNets:
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> BadNets:
+        del arrays
         inset = data.get("inset")
         corner: Corner | None = next((known for known in get_args(Corner) if known == data.get("corner")), None)
         if corner is None or not isinstance(inset, int) or inset < 0:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import base64
 import binascii
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clp_plugin.errors import RecordError
 
+if TYPE_CHECKING:
+    from ..hooks import BatchHook
+    from ..scene import Scene
+
 Pixels = NDArray[np.uint8]
 
 
-class Attack(Protocol):
+class Attack(ABC):
     """A trigger and how it is put on images; which labels the attacker wants is told by a ``TargetRule``.
 
-    The attacks here poison images one by one, before training. One that takes part in training (WaNet, IAB) can offer a
-    further method, for :func:`~clp_plugin.adapters.builtin.training.train` to call on its batches as a ``BatchHook``.
+    The life of an attack: :meth:`create` with its options, :meth:`prepare` with the training images, then
+    :meth:`poison_training` on the images to be trained on or a :meth:`hook` that takes part in the training, and last
+    :meth:`poison` on test images. What is stored is the attack after all of that.
+
+    Attributes:
+        keeps_labels: A clean-label attack: it poisons images of the target class only, and their labels stay.
     """
 
+    keeps_labels: ClassVar[bool] = False
+
     @classmethod
+    @abstractmethod
     def create(cls, input_shape: tuple[int, int, int], *args: Any, **options: Any) -> Attack:
         """Make the trigger.
 
@@ -34,24 +46,41 @@ class Attack(Protocol):
         Raises:
             ConfigError: If an option is impossible, such as a trigger larger than the image.
         """
-        ...
 
+    @abstractmethod
     def poison(self, pixels: Pixels) -> Pixels:
-        """A triggered copy of ``pixels``, ``(N, C, H, W)`` uint8."""
-        ...
+        """A triggered copy of ``pixels``, ``(N, C, H, W)`` uint8, as at test time."""
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All that is needed to poison again, as plain JSON values."""
-        ...
+        """With :meth:`arrays` all that is needed to poison again, as plain JSON values."""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Attack:
-        """Inverse of :meth:`to_json`.
+    @abstractmethod
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Attack:
+        """Inverse of :meth:`to_json` and :meth:`arrays`.
 
         Raises:
             RecordError: If a key is missing or damaged.
         """
-        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is too large for JSON, such as the weights of a generator."""
+        return {}
+
+    def prepare(self, scene: Scene) -> Attack:
+        """The attack made ready for these images: a trigger optimised, a generator trained."""
+        del scene
+        return self
+
+    def poison_training(self, pixels: Pixels) -> Pixels:
+        """A poisoned copy of training images, ``(N, C, H, W)`` uint8; as at test time, unless the attack says otherwise."""
+        return self.poison(pixels)
+
+    def hook(self, scene: Scene) -> BatchHook | None:
+        """For an attack that takes part in the training; the training images then come to it as they are."""
+        del scene
+        return None
 
 
 def pattern_to_json(pattern: Pixels) -> dict[str, Any]:

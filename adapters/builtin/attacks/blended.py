@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, RecordError
 
 from .._random import Stream, numpy_generator
-from .base import Pixels, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, pattern_from_json, pattern_to_json
 
 _CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Blended:
+class Blended(Attack):
     """Each image becomes (1 - alpha) * image + alpha * pattern.
 
     Attributes:
@@ -63,7 +64,8 @@ class Blended:
         return {"pattern": pattern_to_json(self.pattern), "alpha": self.alpha}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Blended:
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blended:
+        del arrays
         alpha = data.get("alpha")
         if not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
             raise RecordError(f"blended trigger: expected alpha in (0, 1], found {alpha!r}")

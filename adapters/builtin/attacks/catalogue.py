@@ -45,9 +45,11 @@ def create_attack(
         attack_type: The class, where the name is not a key of ``ATTACKS``.
 
     Raises:
-        ConfigError: If the name or an option is unknown, or an option's value is impossible.
+        ConfigError: If the name or an option is unknown, an option's value is impossible, or the class is no attack.
     """
     attack = attack_type or attack_class(name)
+    if not (inspect.isclass(attack) and issubclass(attack, Attack)):
+        raise ConfigError(f"attack {name!r}: expected a subclass of {Attack.__module__}.Attack, found {attack!r}")
     known = [parameter for parameter in inspect.signature(attack.create).parameters if parameter not in _ALWAYS_GIVEN]
     for option in options:
         if option not in known:

@@ -1,0 +1,50 @@
+"""Where attacks that act during training come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch after crop and flip.
+
+    Attributes:
+        images: ``(B, C, H, W)`` on the training device, in 0 to 255: uint8, or float32 with a graph behind it.
+        labels: ``(B,)`` int64 on the training device, the labels to learn.
+        penalty: Added to the classifier's loss.
+    """
+
+    images: Tensor
+    labels: Tensor
+    penalty: Tensor | None = None
+
+
+class BatchHook:
+    """Changes training batches; this one changes nothing."""
+
+    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Called before the forward pass.
+
+        Args:
+            batch: What would be trained on.
+            indices: ``(B,)`` positions in the training set, on the CPU.
+            generator: On the CPU, for all random draws: a resumed run draws the same.
+        """
+        del indices, generator
+        return batch
+
+    def step(self, done: float) -> None:
+        """Called after the backward pass and the classifier's own step; ``done`` is the share of the training, in [0, 1)."""
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` needs to go on: tensors and plain containers."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to where :meth:`state` was taken."""
