@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 
-from clp_plugin.defenses.base import Budget, Defense, Progress, Repaired
+from clp_plugin.budget import Protocol, draw_budget
+from clp_plugin.defenses.base import BudgetKind, Defense, Progress, Repaired
 from clp_plugin.errors import ConfigError, RegistryError, unknown_name
 from clp_plugin.evaluation import evaluate
 from clp_plugin.masking import save_mask
@@ -39,9 +40,16 @@ class DefenseRun:
 
 
 def make_defense(
-    catalogue: Catalogue, method: str, dataset: str, options: Mapping[str, Any]
+    catalogue: Catalogue, method: str, dataset: str, options: Mapping[str, Any], *, scale: str = "paper"
 ) -> tuple[Defense, dict[str, Any]]:
-    """A defense with the catalogue's defaults for the data set, overridden by ``options``.
+    """A defense with the catalogue's defaults for the data set and the scale, overridden by ``options``.
+
+    Args:
+        catalogue: Of what is on offer.
+        method: A name in it.
+        dataset: Whose defaults to take.
+        options: They win.
+        scale: ``"paper"`` or the name of one of the entry's ``scales``.
 
     Returns:
         The defense, and all options as used.
@@ -51,7 +59,7 @@ def make_defense(
         ConfigError: If it has no such option, lacks one, or refuses a value.
     """
     kind = cast(Any, catalogue.resolve("defenses", method))
-    used = {**catalogue.defaults("defenses", method, dataset=dataset), **options}
+    used = {**catalogue.defaults("defenses", method, dataset=dataset, scale=scale), **options}
     if dataclasses.is_dataclass(kind):
         known = [field.name for field in dataclasses.fields(kind) if field.init]
         for name in used:
@@ -62,10 +70,10 @@ def make_defense(
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in used.items()) or "no options"
         raise ConfigError(f"defense {method!r} does not take {given}: {error}") from error
-    if getattr(defense, "budget", None) not in ("none", "benign") or not callable(getattr(defense, "repair", None)):
+    if getattr(defense, "budget", None) not in get_args(BudgetKind) or not callable(getattr(defense, "repair", None)):
         raise RegistryError(
             f"defense {method!r}: {catalogue.entry('defenses', method).object} is no defense: expected an attribute "
-            "`budget` of 'none' or 'benign' and a method `repair(model, budget, *, seed, progress)`"
+            "`budget` of 'none', 'benign' or 'poisoned' and a method `repair(model, budget, *, seed, progress)`"
         )
     if dataclasses.is_dataclass(kind):
         used = {field.name: getattr(defense, field.name) for field in dataclasses.fields(kind) if field.init}
@@ -96,6 +104,8 @@ def run_defense(
     command: str = "",
     progress: Progress | None = None,
     before: Metrics | None = None,
+    n_budget: int | None = None,
+    protocol: Protocol = "defender",
 ) -> DefenseRun:
     """Repair a copy of the record's model and measure both.
 
@@ -109,11 +119,15 @@ def run_defense(
         command: For the outcome.
         progress: Passed to the defense.
         before: Metrics of the attacked model, if known already.
+        n_budget: How many images the defense may see; see :func:`draw_budget`.
+        protocol: ``"oracle"`` lets the defense choose its parameter by the test set, and marks the outcome.
+
+    Raises:
+        ConfigError: If the budget cannot be given, the defense chooses nothing, or it refuses the network.
     """
     own = copy.deepcopy(record.model).to(device).eval()
     before = before or evaluate(own, record, device=device)
-    benign = record.benign if defense.budget == "benign" else None
-    budget = Budget(record.input_shape, record.target.num_classes, benign)
+    budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
     start = time.perf_counter()
     with _seeded(seed, device):
         repaired = defense.repair(own, budget, seed=seed, progress=progress)
@@ -126,7 +140,8 @@ def run_defense(
         seed=seed,
         device=device,
         seconds=seconds,
-        budget="none" if benign is None else f"benign:{len(benign)}",
+        budget=label,
+        protocol=protocol,
         provenance=record.provenance.to_json(),
         before=StoredMetrics.model_validate(before.to_json()),
         after=StoredMetrics.model_validate(after.to_json()),

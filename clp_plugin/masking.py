@@ -46,20 +46,22 @@ class Undo:
         tensor[index] = value
 
 
-def masked(model: nn.Module, mask: Mask) -> nn.Module:
+def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> nn.Module:
     """A copy of the bare network with the mask's channels silent; see :func:`apply_mask`."""
     repaired = copy.deepcopy(unwrap(model))
-    apply_mask(repaired, mask)
+    apply_mask(repaired, mask, keep_bias=keep_bias)
     return repaired
 
 
-def apply_mask(model: nn.Module, mask: Mask) -> Undo:
+def apply_mask(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> Undo:
     """Silence channels in place.
 
     Args:
         model: The network, wrapped or not; shapes and names stay the same.
         mask: Layer name to channels. A BatchNorm's channel gets weight 0 and bias 0 (without affine parameters: running
             mean 0 and variance inf, which gives exactly 0 too); a convolution's a zero filter and bias.
+        keep_bias: Leave every bias, so that a pruned channel puts it out everywhere: what the published codes of ANP,
+            RNP, EP and BNP do.
 
     Returns:
         What undoes it.
@@ -78,7 +80,7 @@ def apply_mask(model: nn.Module, mask: Mask) -> Undo:
     undo = Undo()
     with torch.no_grad():
         for name, channels in chosen.items():
-            _silence(modules[name], torch.from_numpy(channels), undo)
+            _silence(modules[name], torch.from_numpy(channels), undo, keep_bias=keep_bias)
     return undo
 
 
@@ -121,14 +123,14 @@ def _width(module: Any) -> int:
     return int(module.out_channels) if isinstance(module, CONV_TYPES) else int(module.running_var.numel())
 
 
-def _silence(module: Any, channels: Tensor, undo: Undo) -> None:
+def _silence(module: Any, channels: Tensor, undo: Undo, *, keep_bias: bool) -> None:
     if isinstance(module, CONV_TYPES):
         undo.overwrite(module.weight, _filters(module, channels), 0.0)
-        if module.bias is not None:
+        if module.bias is not None and not keep_bias:
             undo.overwrite(module.bias, channels, 0.0)
     elif module.weight is not None:
         undo.overwrite(module.weight, channels, 0.0)
-        if module.bias is not None:
+        if module.bias is not None and not keep_bias:
             undo.overwrite(module.bias, channels, 0.0)
     else:
         undo.overwrite(module.running_mean, channels, 0.0)

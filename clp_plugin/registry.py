@@ -26,9 +26,11 @@ class Entry(BaseModel):
         object: ``"package.module:attribute"`` or ``"file.py:attribute"``, imported when it is used.
         summary: One line for people.
         citation: Where it comes from, or empty.
-        budget: What a defense may see: ``"none"`` (data-free) or ``"benign"`` (n benign images).
+        budget: What a defense may see: ``"none"`` (data-free), ``"benign"`` (n benign images) or ``"poisoned"`` (n images
+            of the poisoned training set).
         defaults: Option to value.
         dataset_defaults: Dataset to option to value; goes before ``defaults``.
+        scales: Scale (``"small"``) to option to value; goes before both.
         replaces: The entry's own name, if it takes the place of an earlier provider on purpose.
         origin: Who offers it: ``clp_plugin``, an installed distribution with its version, or a file.
     """
@@ -38,9 +40,10 @@ class Entry(BaseModel):
     object: str = Field(pattern=r"^[^:].*:[A-Za-z_][\w.]*$")
     summary: str
     citation: str = ""
-    budget: Literal["none", "benign"] = "none"
+    budget: Literal["none", "benign", "poisoned"] = "none"
     defaults: dict[str, Any] = {}
     dataset_defaults: dict[str, dict[str, Any]] = {}
+    scales: dict[str, dict[str, Any]] = {}
     replaces: str | None = None
     origin: str = Field(default="", exclude=True)
 
@@ -90,11 +93,17 @@ class Catalogue:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def defaults(self, kind: Kind, name: str, *, dataset: str | None = None) -> dict[str, Any]:
-        """Options of an entry; those for ``dataset`` win. Case, spaces, ``-`` and ``_`` in its name do not matter."""
+    def defaults(
+        self, kind: Kind, name: str, *, dataset: str | None = None, scale: str | None = None
+    ) -> dict[str, Any]:
+        """Options of an entry; those of ``scale`` win over those for ``dataset``, and these over the rest.
+
+        Case, spaces, ``-`` and ``_`` in the data set's name do not matter. A scale that an entry does not name changes
+        nothing: CLP costs the same at any.
+        """
         entry = self.entry(kind, name)
         special = {_plain(key): options for key, options in entry.dataset_defaults.items()}
-        return {**entry.defaults, **special.get(_plain(dataset or ""), {})}
+        return {**entry.defaults, **special.get(_plain(dataset or ""), {}), **entry.scales.get(scale or "", {})}
 
 
 def load_catalogue(extra: Path | None = None) -> Catalogue:
@@ -152,7 +161,7 @@ def _installed() -> Iterable[tuple[Kind, str, Entry]]:
 
 
 def _own_facts(thing: object) -> dict[str, Any]:
-    fields = ("summary", "citation", "budget", "defaults", "dataset_defaults", "replaces")
+    fields = ("summary", "citation", "budget", "defaults", "dataset_defaults", "scales", "replaces")
     facts = {field: getattr(thing, field) for field in fields if hasattr(thing, field)}
     first_line = (thing.__doc__ or "").strip().partition("\n")[0]
     return {"summary": first_line or "no summary", **facts}

@@ -124,7 +124,7 @@ def test_replaces_takes_the_place_on_purpose(tmp_path: Path) -> None:
         ("defenses: {x: {object: 'a:b', summary: s, origin: me, extra: 1}}", r"unknown key 'extra'"),
         ("defenses: {x: {object: 'a:b'}}", r"defenses\.x in .*mine\.yaml: summary: Field required"),
         ("defenses: {x: {object: 'a.b', summary: s}}", r"object: String should match pattern .*found 'a\.b'"),
-        ("defenses: {x: {object: 'a:b', summary: s, budget: all}}", r"budget: .*'none' or 'benign', found 'all'"),
+        ("defenses: {x: {object: 'a:b', summary: s, budget: all}}", r"budget: .*'none', 'benign' or 'poisoned', found 'all'"),
         ("defenses: {x: {object: 'a:b', summary: s, defaults: [1]}}", r"defaults: .*dictionary, found \[1\]"),
         ("defenses: [clp]", r"defenses in .*mine\.yaml: expected names with their values, found \['clp'\]"),
         ("defenses: {x: y}", r"defenses\.x in .*: expected names with their values, found 'y'"),

@@ -8,25 +8,36 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from clp_plugin.types import ImageSet, Mask
+from clp_plugin.types import ImageSet, Mask, Metrics
 
-BudgetKind = Literal["none", "benign"]
+BudgetKind = Literal["none", "benign", "poisoned"]
 Progress = Callable[[int, int], None]
+Judge = Callable[[nn.Module], Metrics]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Everything that a defense receives besides the model: nothing, or n benign images. Never a test image.
+    """Everything that a defense receives besides the model. Never a test image, but for the oracle protocol's judge.
 
     Attributes:
         input_shape: ``(C, H, W)``.
         num_classes: Number of classes.
-        benign: Benign images with labels, or None for a data-free defense.
+        mean: Of the normalization that the model wants, per channel, on the [0, 1] scale.
+        std: Likewise.
+        benign: Benign images with their labels, for a defense that declares ``"benign"``; else None.
+        poisoned: Images of the training set as it was trained on, poison and all, for a defense that declares
+            ``"poisoned"``; else None.
+        judge: Metrics of a model on the *test* images, triggered ones included: only under the oracle protocol, where a
+            defense that ``chooses`` a parameter chooses it by these, as the toolboxes do. Otherwise None.
     """
 
     input_shape: tuple[int, int, int]
     num_classes: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     benign: ImageSet | None = None
+    poisoned: ImageSet | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Repaired:
     Attributes:
         model: The repaired model.
         mask: What was pruned, for defenses that prune.
-        log: Plain values worth keeping (thresholds, seconds of parts).
+        log: Plain values worth keeping (thresholds, losses, seconds of parts).
     """
 
     model: nn.Module
@@ -45,7 +56,11 @@ class Repaired:
 
 
 class Defense(Protocol):
-    """A repair method. The runner owns cloning, seeding, timing, device, eval mode and metrics."""
+    """A repair method. The runner owns cloning, seeding, timing, device, eval mode and metrics.
+
+    A defense with a parameter that can be chosen by looking at results also has ``chooses``, that parameter's name; it
+    then obeys ``Budget.judge``.
+    """
 
     @property
     def budget(self) -> BudgetKind:
@@ -53,5 +68,5 @@ class Defense(Protocol):
         ...
 
     def repair(self, model: nn.Module, budget: Budget, *, seed: int, progress: Progress | None = None) -> Repaired:
-        """Repair ``model``, which is the defense's own copy, in eval mode."""
+        """Repair ``model``, which is the defense's own copy, in eval mode, on the device to work on."""
         ...

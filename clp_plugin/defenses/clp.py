@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from torch import nn
 
+from clp_plugin.defenses._choice import Candidate, choose_by_test_set
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion import fuse
@@ -15,6 +17,9 @@ from clp_plugin.lipschitz import score
 from clp_plugin.masking import apply_mask
 from clp_plugin.selection import select
 from clp_plugin.types import NormKind, Pairing, ScoreKind
+
+# Of the paper's figure 4, from the weakest pruning to the strongest.
+ORACLE_U = tuple(float(u) for u in np.arange(10, -0.5, -0.5))
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class CLP:
     norm: NormKind = "reshaped"
     pairing: Pairing = "dataflow"
     budget: ClassVar[BudgetKind] = "none"
+    chooses: ClassVar[str] = "u"
 
     def __post_init__(self) -> None:
         if isinstance(self.u, (str, bool)) or not self.u >= 0:
@@ -49,11 +55,19 @@ class CLP:
             )
 
     def repair(self, model: nn.Module, budget: Budget, *, seed: int = 0, progress: Progress | None = None) -> Repaired:
-        """Score, select, silence. Deterministic: ``seed`` is not used; ``log["seconds_score"]`` times the scoring alone."""
+        """Score, select, silence. Deterministic: ``seed`` is not used; ``log["seconds_score"]`` times the scoring alone.
+
+        Under the oracle protocol u is chosen from 0 to 10 in steps of 0.5 by the test set.
+        """
         view = fuse(model, budget.input_shape, pairing=self.pairing)
         start = time.perf_counter()
         scores = score(view, score=self.score, norm=self.norm)
         seconds = time.perf_counter() - start
+        log: dict[str, Any] = {"u": self.u, "seconds_score": seconds, "layers": view.counts()}
         mask = select(scores, self.u)
+        if budget.judge is not None:
+            candidates = [Candidate(u, select(scores, u)) for u in ORACLE_U]
+            chosen = choose_by_test_set(model, candidates, budget.judge, keep_bias=False)
+            mask, log = chosen.mask, {**log, "u": chosen.value, **chosen.log}
         apply_mask(model, mask)
-        return Repaired(model, mask, {"u": self.u, "seconds_score": seconds, "layers": view.counts()})
+        return Repaired(model, mask, log)
