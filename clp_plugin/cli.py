@@ -20,9 +20,12 @@ from clp_plugin.cli_options import (
     NormName,
     OutFolder,
     Parity,
+    ProtocolName,
     RecordPath,
     Registry,
     Root,
+    Scale,
+    ScaleName,
     Score,
     ScoreName,
     TimeLimit,
@@ -187,6 +190,15 @@ def defend(
     norm: Annotated[Optional[NormName], typer.Option(help="For clp: reshaped or exact.")] = None,  # noqa: UP045
     parity: Parity = False,
     option: Given = None,
+    scale: Scale = ScaleName.paper,
+    n_budget: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images that a defense with a budget sees. Default: 500, or all of a record that has fewer."),
+    ] = None,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(help="oracle: choose the threshold by the test set, as toolboxes do; the result is marked."),
+    ] = ProtocolName.defender,
     sweep: Annotated[str, typer.Option(help="clp on a toolbox's record: u of its sweep file, or `none`.")] = "0:10:0.5",
     reuse: Annotated[bool, typer.Option(help="--impl toolbox: measure the result that is there.")] = False,
     time_limit: TimeLimit = None,
@@ -212,11 +224,13 @@ def defend(
     options = {**parse_options(option or []), **{k: v for k, v in named.items() if v is not None}}
     request = DefendRequest(
         record=record, method=method, options=options, toolbox=toolbox, root=root, seed=seed, device=device, out=out,
-        sweep=None if sweep == "none" else sweep, force=force, trust=trust, registry=registry,
+        sweep=None if sweep == "none" else sweep, force=force, trust=trust, registry=registry, n_budget=n_budget,
+        protocol=protocol.value, scale=scale.value,
     )  # fmt: skip
     if impl is Implementation.toolbox:
         from clp_plugin.commands.defend_toolbox import ToolboxRunOptions, defend_with_toolbox
 
+        refuse(context, "scale", "n_budget", "protocol", where="for a toolbox's script; give its own --option")
         refuse(context, "out", "sweep", where="with --impl toolbox, whose results lie where its own tools look")
         how = ToolboxRunOptions(time_limit=time_limit, fast_cpu=fast_cpu, reuse=reuse, quiet=as_json)
         defend_with_toolbox(request, how, as_json=as_json)

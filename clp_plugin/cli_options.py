@@ -34,6 +34,20 @@ class NormName(str, Enum):
     exact = "exact"
 
 
+class ScaleName(str, Enum):
+    """How much work a method may cost."""
+
+    paper = "paper"
+    small = "small"
+
+
+class ProtocolName(str, Enum):
+    """By what a defense chooses its parameter."""
+
+    defender = "defender"
+    oracle = "oracle"
+
+
 class Implementation(str, Enum):
     """Whose code repairs the model."""
 
@@ -53,6 +67,9 @@ Given = Annotated[Optional[list[str]], typer.Option("--option", help="NAME=VALUE
 TimeLimit = Annotated[Optional[float], typer.Option(help="Stop the toolbox's script after so many seconds.")]  # noqa: UP045
 FastCpu = Annotated[
     bool, typer.Option(help="Toolbox's scripts without a GPU: bfloat16 and channels-last. Numbers change a little.")
+]
+Scale = Annotated[
+    ScaleName, typer.Option(help="paper: the published settings; small: about a minute on 2 cores with small networks.")
 ]
 OutFolder = Annotated[Optional[Path], typer.Option(help="Folder for the results.")]  # noqa: UP045
 U = Annotated[Optional[float], typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]  # noqa: UP045

@@ -19,6 +19,7 @@ from torch import nn
 from clp_plugin.bench import make_defense, run_defense, save_defense
 from clp_plugin.commands.defend import defense_json, slug
 from clp_plugin.defenses.base import Budget, Defense, Progress, Repaired
+from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError, RegistryError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.fusion import fuse
@@ -64,16 +65,20 @@ def run(record: Record, defense: Defense, **options: Any) -> Any:
 def test_data_free_defense_gets_no_image() -> None:
     record, spy = fake_record(), Spy()
     outcome = run(record, spy, seed=4).outcome
-    assert spy.given == Budget((3, 12, 12), 5, None)
+    assert spy.given == Budget((3, 12, 12), 5, record.provenance.mean, record.provenance.std)
     assert outcome.budget == "none"
     assert spy.seed == outcome.seed == 4
-    assert {f.name for f in dataclasses.fields(Budget)} == {"input_shape", "num_classes", "benign"}
+    seen = {"input_shape", "num_classes", "mean", "std", "benign", "poisoned", "judge"}
+    assert {f.name for f in dataclasses.fields(Budget)} == seen
+    assert (spy.given.benign, spy.given.poisoned, spy.given.judge) == (None, None, None)
 
 
 def test_defense_with_a_budget_gets_the_benign_images_and_no_other() -> None:
     record, spy = fake_record(), Spy(budget="benign")
     outcome = run(record, spy).outcome
-    assert spy.given.benign is record.benign
+    (given,), (all_of_them,) = spy.given.benign.batches(99), record.benign.batches(99)
+    assert torch.equal(given, all_of_them)
+    assert (spy.given.poisoned, spy.given.judge) == (None, None)
     assert outcome.budget == f"benign:{len(record.benign)}"
     assert outcome.protocol == "defender"
 
@@ -263,14 +268,14 @@ def test_clp_through_the_runner_is_the_five_library_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "how", "expected"),
     [
-        ({"u": 3.0, "score": "paper", "pairing": "dataflow"}, "u3-paper-dataflow-seed0"),
-        ({"u": 2.5}, "u2.5-seed0"),
-        ({"u": 3}, "u3-seed0"),
-        ({"path": "a/b", "flag": True}, "a_b-True-seed0"),
-        ({}, "seed0"),
+        ({"u": 3.0, "score": "paper", "pairing": "dataflow"}, {}, "default-seed0"),
+        ({"u": 2.5, "score": "relative"}, {}, "u2.5-relative-seed0"),
+        ({"u": 3}, {"protocol": "oracle", "n_budget": 50}, "n50-oracle-seed0"),
+        ({"path": "a/b", "flag": True}, {}, "a_b-flag=True-seed0"),
+        ({}, {}, "default-seed0"),
     ],
 )
-def test_folder_name_tells_options_apart(options: dict[str, Any], expected: str) -> None:
-    assert slug(options, 0) == expected
+def test_folder_name_tells_runs_apart(options: dict[str, Any], how: dict[str, Any], expected: str) -> None:
+    assert slug(CLP(), options, seed=0, **how) == expected

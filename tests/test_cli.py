@@ -407,7 +407,7 @@ def test_defend_by_default_writes_into_the_record_and_leaves_the_attack_alone(re
     assert result.code == 0
     assert "ACC %" in result.out
     assert "DER" in result.err
-    folder = record / "defense" / "clp" / "u3-paper-reshaped-dataflow-seed0"
+    folder = record / "defense" / "clp" / "default-seed0"
     assert (folder / "outcome.json").is_file()
     assert {p.name: p.read_bytes() for p in record.iterdir() if p.is_file()} == before
 

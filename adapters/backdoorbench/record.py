@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clp_plugin.errors import ClpError, RecordError
+from clp_plugin.images import ArrayImages
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
 from ..base import RecordListing
 from ..builtin.record_files import sha256
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split
-from .image_files import DecodedFiles, DeferredImages, FileImages
+from .image_files import DecodedFiles, DeferredImages, FileImages, decode
 from .models import build, load_weights
 
 TOOLBOX = "backdoorbench"
+TRAINING_SAMPLE = 500  # as of the built-in records
 _MARKS = (FILE, INFO, "clean_model.pth")
 
 
@@ -34,7 +37,8 @@ class BackdoorBenchAdapter:
 
         ``triggered`` is all of the toolbox's bd_test, ``clean`` its clean test set, so that ACC, ASR and RA are the
         toolbox's. ``benign`` is the clean training set, from which the toolbox's own defenses draw: the model was trained
-        on these images, or on their poisoned versions.
+        on these images, or on their poisoned versions. ``poisoned_training`` is a random part of the set trained on; None
+        where the attack stored no poisoned training images.
 
         Args:
             path: The record's folder.
@@ -63,6 +67,9 @@ class BackdoorBenchAdapter:
             triggered=_triggered(result, facts, clean, root),
             target=result.target,
             benign=DeferredImages(lambda: read_split(facts, root, "train")),
+            poisoned_training=None
+            if result.train is None
+            else DeferredImages(partial(_training_sample, facts, root, result.train, result.seed)),
             provenance=_provenance(path, result, facts),
         )
 
@@ -86,6 +93,22 @@ def _triggered(result: AttackResult, facts: DatasetFacts, clean: ImageSet, root:
     pixels = DecodedFiles(test.files, (result.image_size[2], *result.image_size[:2]))
     positions = np.arange(len(test.indices), dtype=np.int64)
     return TriggeredSet(FileImages(pixels, test.true_labels, facts.mean, facts.std, positions), test.indices)
+
+
+def _training_sample(facts: DatasetFacts, root: Path, poisoned: PoisonedSet, seed: int) -> ArrayImages:
+    """A random part of the poisoned training set, as the model was trained on it but for augmentation."""
+    clean = read_split(facts, root, "train")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(clean))[:TRAINING_SAMPLE])
+    part = clean.take(chosen)
+    pixels = part.pixels.copy() if isinstance(part, ArrayImages) else part.pixels[part.positions]
+    labels = part.labels.copy()
+    files = poisoned.files
+    place_of = {int(index): place for place, index in enumerate(poisoned.indices)}
+    for row, index in enumerate(chosen.tolist()):
+        if index in place_of:
+            pixels[row] = decode(files[place_of[index]], facts.shape)
+            labels[row] = poisoned.given_labels[place_of[index]]
+    return ArrayImages(pixels, labels, facts.mean, facts.std)
 
 
 def _require_files(poisoned: PoisonedSet) -> None:

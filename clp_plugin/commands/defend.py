@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.bench import DefenseRun, make_defense, run_defense, save_defense
+from clp_plugin.budget import Protocol
 from clp_plugin.commands.attack import show_metrics
 from clp_plugin.console import command_line, emit_json, pick_device, progress_bar, say
 from clp_plugin.defenses.clp import CLP
@@ -36,6 +37,9 @@ class DefendRequest:
     toolbox: str | None = None
     root: Path | None = None
     sweep: str | None = None
+    n_budget: int | None = None
+    protocol: Protocol = "defender"
+    scale: str = "paper"
     seed: int = 0
     device: str = "auto"
     out: Path | None = None
@@ -50,8 +54,12 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
     record = adapter.open(path, trust=request.trust)
-    defense, options = make_defense(catalogue, request.method, record.provenance.dataset, request.options)
-    folder = request.out or _default_folder(adapter, path, request, options)
+    dataset = record.provenance.dataset
+    defense, options = make_defense(catalogue, request.method, dataset, request.options, scale=request.scale)
+    if request.scale != "paper":
+        usual = make_defense(catalogue, request.method, dataset, request.options)[1]
+        say(f"scale {request.scale}: {changed_options(options, usual) or 'changes nothing for ' + request.method}")
+    folder = request.out or _default_folder(adapter, path, request, defense, options)
     again = require_replaceable(folder, request, options)
     with progress_bar(request.method) as report:
         run = run_defense(
@@ -63,6 +71,8 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
             device=pick_device(request.device),
             command=command_line(),
             progress=report,
+            n_budget=request.n_budget,
+            protocol=request.protocol,
         )
     view = fuse(record.model, record.input_shape) if isinstance(defense, CLP) else None
     if view is not None:
@@ -97,7 +107,11 @@ def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[s
     if not (folder / OUTCOME).is_file():
         raise ConfigError(f"{folder} holds files that `bench defend` did not write; choose another folder with --out")
     earlier = load_outcome(folder / OUTCOME)
-    same = (earlier.method, earlier.options, earlier.seed) == (request.method, dict(options), request.seed)
+    same = (
+        (earlier.method, earlier.options, earlier.seed, earlier.protocol)
+        == (request.method, dict(options), request.seed, request.protocol)
+        and request.n_budget in (None, _images_seen(earlier.budget))
+    )  # fmt: skip
     if not same and not request.force:
         given = ", ".join(f"{key}={value}" for key, value in earlier.options.items())
         raise ConfigError(
@@ -114,10 +128,17 @@ def _carry_over(earlier: Path, place: Path) -> None:
             (shutil.copytree if item.is_dir() else shutil.copy2)(item, place / item.name)
 
 
-def _default_folder(adapter: Any, path: Path, request: DefendRequest, options: Mapping[str, Any]) -> Path:
+def _default_folder(
+    adapter: Any, path: Path, request: DefendRequest, defense: object, options: Mapping[str, Any]
+) -> Path:
     if hasattr(adapter, "result_folder"):
         return cast(Path, adapter.result_folder(path, request.method, options))
-    return path / "defense" / request.method / slug(options, request.seed)
+    return (
+        path
+        / "defense"
+        / request.method
+        / slug(defense, options, seed=request.seed, protocol=request.protocol, n_budget=request.n_budget)
+    )
 
 
 def _export(
@@ -185,10 +206,33 @@ def show_defense(record: Record, run: DefenseRun) -> None:
     say(f"DER {run.outcome.der:.3f}, {run.outcome.seconds:.2f} s, budget: {run.outcome.budget}")
 
 
-def slug(options: Mapping[str, Any], seed: int) -> str:
-    """A folder name that tells runs of different options apart: ``u3-paper-reshaped-dataflow-seed0``."""
-    parts = [
-        f"{name}{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-        for name, value in options.items()
-    ]
-    return "-".join([*parts, f"seed{seed}"]).replace("/", "_")
+def slug(
+    defense: object,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    protocol: Protocol = "defender",
+    n_budget: int | None = None,
+) -> str:
+    """A folder name that tells runs apart by what is not usual about them: ``default-seed0``, ``u2.5-oracle-seed1``."""
+    usual = {each.name: each.default for each in fields(defense)} if is_dataclass(defense) else {}
+    parts = [_short(name, value) for name, value in options.items() if name not in usual or usual[name] != value]
+    parts += [f"n{n_budget}"] * (n_budget is not None) + ["oracle"] * (protocol == "oracle")
+    return "-".join([*(parts or ["default"]), f"seed{seed}"]).replace("/", "_")
+
+
+def _short(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return f"{name}={value}"
+    return f"{name}{value:g}" if isinstance(value, (int, float)) else value
+
+
+def changed_options(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """``"epochs 20 -> 5, lr 0.005 -> 0.01"``; empty if nothing differs."""
+    different = {name: value for name, value in options.items() if usual.get(name) != value}
+    return ", ".join(f"{name} {usual.get(name)} -> {value}" for name, value in different.items())
+
+
+def _images_seen(budget: str) -> int | None:
+    count = budget.partition(":")[2]
+    return int(count) if count else None
