@@ -20,6 +20,7 @@ from clp_plugin.cli_options import (
     NormName,
     OutFolder,
     Parity,
+    ProtocolChoice,
     ProtocolName,
     RecordPath,
     Registry,
@@ -91,7 +92,11 @@ def attack(
     width: Annotated[Optional[int], typer.Option(help="Channels of the first stage.")] = None,  # noqa: UP045
     target: Annotated[Optional[str], typer.Option(help="Target class (default 0), or `all` for all-to-all.")] = None,  # noqa: UP045
     poison_rate: Annotated[Optional[float], typer.Option(help="Share of poisoned images, default 0.1.")] = None,  # noqa: UP045
-    recipe: Annotated[str, typer.Option(help="Named training recipe: clp-paper or demo.")] = "clp-paper",
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Complete settings, before all other options: clp-paper (CIFAR-10), demo or small (digits)."),
+    ] = None,
+    recipe: Annotated[Optional[str], typer.Option(help="Named training recipe: clp-paper, demo or small.")] = None,  # noqa: UP045
     epochs: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
@@ -116,7 +121,7 @@ def attack(
     if toolbox is not None and toolbox != "builtin":
         from clp_plugin.commands.attack_toolbox import ToolboxAttackRequest, attack_with_toolbox
 
-        ours = ("data", "width", "recipe", "n_train", "n_test", "fixed_trigger")
+        ours = ("data", "width", "preset", "recipe", "n_train", "n_test", "fixed_trigger")
         refuse(context, *ours, where=f"for the scripts of {toolbox}")
         what = {"dataset": dataset, "model": model, "target": target, "poison_rate": poison_rate}
         given |= {k: v for k, v in what.items() if v is not None}
@@ -133,10 +138,10 @@ def attack(
     refuse(context, "root", "time_limit", "fast_cpu", where="without --toolbox")
     run_attack_command(
         AttackRequest(
-            out=out, method=method, dataset=dataset or "digits", data=data, model=model or "resnet18", width=width,
-            target=target or "0", poison_rate=0.1 if poison_rate is None else poison_rate, recipe=recipe,
-            recipe_changes=given, n_train=n_train, n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device,
-            force=force, registry=registry, attack_options=option or [],
+            out=out, method=method, preset=preset, dataset=dataset, data=data, model=model, width=width,
+            target=target, poison_rate=poison_rate, recipe=recipe, recipe_changes=given, n_train=n_train,
+            n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force, registry=registry,
+            attack_options=option or [],
         ),
         as_json=as_json,
     )  # fmt: skip
@@ -195,10 +200,7 @@ def defend(
         Optional[int],  # noqa: UP045
         typer.Option(help="Images that a defense with a budget sees. Default: 500, or all of a record that has fewer."),
     ] = None,
-    protocol: Annotated[
-        ProtocolName,
-        typer.Option(help="oracle: choose the threshold by the test set, as toolboxes do; the result is marked."),
-    ] = ProtocolName.defender,
+    protocol: ProtocolChoice = ProtocolName.defender,
     sweep: Annotated[str, typer.Option(help="clp on a toolbox's record: u of its sweep file, or `none`.")] = "0:10:0.5",
     reuse: Annotated[bool, typer.Option(help="--impl toolbox: measure the result that is there.")] = False,
     time_limit: TimeLimit = None,
@@ -237,6 +239,36 @@ def defend(
     else:
         refuse(context, "reuse", "time_limit", "fast_cpu", where="without --impl toolbox")
         defend_record(request, as_json=as_json)
+
+
+@app.command()
+def matrix(
+    out: Annotated[Path, typer.Option(help="Folder for the records, their outcomes and the tables.")] = Path(
+        "runs/matrix"
+    ),
+    attack: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Again and again; NAME:all for all-to-all, NAME:3 for target 3. Default: all there are."),
+    ] = None,
+    defense: Annotated[Optional[list[str]], typer.Option(help="Again and again. Default: all there are.")] = None,  # noqa: UP045
+    seeds: Annotated[str, typer.Option(help="0,1 or 0:3; of attacks and defenses.")] = "0,1",
+    preset: Annotated[str, typer.Option(help="Of the attacks: small, demo or clp-paper.")] = "small",
+    scale: Scale = ScaleName.small,
+    protocol: ProtocolChoice = ProtocolName.defender,
+    device: Device = "auto",
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every defense on every attack on the built-in bench. What is there already is not run again."""
+    from clp_plugin.commands.matrix import MatrixRequest, parse_seeds, run_matrix
+
+    run_matrix(
+        MatrixRequest(
+            out=out, attacks=attack or [], defenses=defense or [], seeds=parse_seeds(seeds), preset=preset,
+            scale=scale.value, protocol=protocol.value, device=device, registry=registry,
+        ),
+        as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()

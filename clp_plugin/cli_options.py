@@ -71,6 +71,9 @@ FastCpu = Annotated[
 Scale = Annotated[
     ScaleName, typer.Option(help="paper: the published settings; small: about a minute on 2 cores with small networks.")
 ]
+ProtocolChoice = Annotated[
+    ProtocolName, typer.Option("--protocol", help="oracle: choose thresholds by the test set, as toolboxes do; marked.")
+]
 OutFolder = Annotated[Optional[Path], typer.Option(help="Folder for the results.")]  # noqa: UP045
 U = Annotated[Optional[float], typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]  # noqa: UP045
 Score = Annotated[

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.adapters.builtin.attack import run_attack
-from clp_plugin.adapters.builtin.recipes import RECIPES, AttackSettings
+from clp_plugin.adapters.builtin.recipes import PRESETS, RECIPES, AttackSettings
 from clp_plugin.console import emit_json, percent, pick_device, progress_bar, say, show_table
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation import evaluate
 from clp_plugin.options import parse_options
 from clp_plugin.records import open_record
-from clp_plugin.registry import load_catalogue
+from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Metrics
 
 _TOOK = 0.9  # ASR below which a record is not what its name says
@@ -23,23 +23,24 @@ _TOOK = 0.9  # ASR below which a record is not what its name says
 
 @dataclass(frozen=True)
 class AttackRequest:
-    """The options of ``bench attack``, as typed."""
+    """The options of ``bench attack``, as typed; None where an option was not given and the preset decides."""
 
     out: Path
     method: str
-    dataset: str
-    data: Path | None
-    model: str
-    width: int | None
-    target: str
-    poison_rate: float
-    recipe: str
-    recipe_changes: Mapping[str, Any]
-    n_train: int | None
-    n_test: int | None
-    fixed_trigger: bool
-    seed: int
-    device: str
+    preset: str | None = None
+    dataset: str | None = None
+    data: Path | None = None
+    model: str | None = None
+    width: int | None = None
+    target: str | None = None
+    poison_rate: float | None = None
+    recipe: str | None = None
+    recipe_changes: Mapping[str, Any] = field(default_factory=dict)
+    n_train: int | None = None
+    n_test: int | None = None
+    fixed_trigger: bool = False
+    seed: int = 0
+    device: str = "auto"
     force: bool = False
     registry: Path | None = None
     attack_options: Sequence[str] = ()
@@ -47,9 +48,11 @@ class AttackRequest:
 
 def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
     """Train, store, evaluate, print."""
-    attack_type = cast(Any, load_catalogue(request.registry).resolve("attacks", request.method))
+    catalogue = load_catalogue(request.registry)
+    attack_type = cast(Any, catalogue.resolve("attacks", request.method))
+    settings = attack_settings(request, catalogue)
     start = time.perf_counter()
-    train_record(_settings(request), request.out, request.device, force=request.force, attack_type=attack_type)
+    train_record(settings, request.out, request.device, force=request.force, attack_type=attack_type)
     seconds = time.perf_counter() - start
     record = open_record(request.out, toolbox="builtin")
     metrics = evaluate(record.model, record, device=pick_device(request.device))
@@ -97,23 +100,42 @@ def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, An
     )  # fmt: skip
 
 
-def _settings(request: AttackRequest) -> AttackSettings:
-    if request.recipe not in RECIPES:
+def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSettings:
+    """The preset's settings with what was given instead; without a preset the paper's recipe on the built-in images.
+
+    Raises:
+        ConfigError: If the preset or the recipe is unknown, or a setting is impossible.
+        RegistryError: If the attack is unknown.
+    """
+    usual = catalogue.defaults("attacks", request.method, dataset=request.dataset, scale=request.preset)
+    plain = AttackSettings(request.method, "digits", "resnet18", RECIPES["clp-paper"])
+    if request.preset is not None and request.preset not in PRESETS:
+        raise ConfigError(unknown_name("preset", request.preset, PRESETS))
+    base = plain if request.preset is None else PRESETS[request.preset]
+    if request.recipe is not None and request.recipe not in RECIPES:
         raise ConfigError(unknown_name("recipe", request.recipe, RECIPES))
-    return AttackSettings(
+    recipe = base.recipe if request.recipe is None else RECIPES[request.recipe]
+    same_model = request.model in (None, base.model)
+    given: dict[str, Any] = {
+        "dataset": request.dataset,
+        "model": request.model,
+        "data_path": None if request.data is None else str(request.data),
+        "n_train": request.n_train,
+        "n_test": request.n_test,
+        "model_options": None if request.width is None else {**base.model_options, "width": request.width},
+        "poison_rate": request.poison_rate,
+        "trigger_after_augmentation": request.fixed_trigger or None,
+    }
+    if not same_model and request.width is None:
+        given["model_options"] = {}  # the preset's width and blocks are of its own network
+    return replace(
+        base,
         method=request.method,
-        dataset=request.dataset,
-        model=request.model,
-        recipe=replace(RECIPES[request.recipe], **request.recipe_changes),
-        data_path=None if request.data is None else str(request.data),
-        n_train=request.n_train,
-        n_test=request.n_test,
-        model_options={} if request.width is None else {"width": request.width},
-        attack_options=parse_options(request.attack_options),
-        target=_target(request.target),
-        poison_rate=request.poison_rate,
-        trigger_after_augmentation=request.fixed_trigger,
+        recipe=replace(recipe, **request.recipe_changes),
+        attack_options={**usual, **parse_options(request.attack_options)},
         seed=request.seed,
+        target=base.target if request.target is None else _target(request.target),
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 
 from .._random import Stream, numpy_generator
-from .base import Attack, Pixels, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
 
 Pattern = Literal["random", "white", "checkerboard"]
 Corner = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
@@ -41,7 +41,7 @@ class BadNets(Attack):
         input_shape: tuple[int, int, int],
         *,
         seed: int,
-        size: int = 3,
+        size: int | None = None,
         pattern: Pattern = "random",
         corner: Corner = "bottom-right",
         inset: int = 0,
@@ -51,7 +51,7 @@ class BadNets(Attack):
         Args:
             input_shape: ``(C, H, W)`` of the images.
             seed: Of the colours, for ``pattern="random"``.
-            size: Pixels a side.
+            size: Pixels a side; None for the CLP paper's (5.1): 3, and 5 for images of 64 pixels or more.
             pattern: ``"random"`` colours, all ``"white"``, or a black and white ``"checkerboard"``.
             corner: One of ``Corner``.
             inset: Pixels between the patch and the image's edges.
@@ -60,6 +60,7 @@ class BadNets(Attack):
             ConfigError: If the patch does not fit into the image or a name is unknown.
         """
         channels, height, width = input_shape
+        size = patch_size(input_shape) if size is None else size
         if size < 1 or inset < 0 or size + inset > min(height, width):
             raise ConfigError(
                 f"badnets: a patch of size {size} with inset {inset} does not fit into {height}x{width} images; "

@@ -83,6 +83,11 @@ class Attack(ABC):
         return None
 
 
+def patch_size(input_shape: tuple[int, int, int]) -> int:
+    """Pixels a side of a patch: 3, and 5 for images of 64 pixels or more (CLP 5.1: CIFAR-10, Tiny ImageNet)."""
+    return 5 if min(input_shape[1:]) >= 64 else 3
+
+
 def pattern_to_json(pattern: Pixels) -> dict[str, Any]:
     """``{"shape": [...], "base64": "..."}``: exact, independent of any random generator, and short."""
     return {"shape": list(pattern.shape), "base64": base64.b64encode(pattern.tobytes()).decode("ascii")}

@@ -1,0 +1,122 @@
+"""Attacks against defenses: one table and one figure for all that was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clp_plugin.errors import ConfigError
+
+from ._style import SMALL, new_figure
+from .tables import method_label
+
+_NUMBERS = ("before_acc", "before_asr", "after_acc", "after_asr", "after_ra", "der", "seconds")
+_SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
+
+
+def matrix_markdown(frame: pd.DataFrame) -> str:
+    """Attacks down, defenses across: ACC / ASR in percent, mean over seeds, then DER, RA and seconds in tables of their own.
+
+    Args:
+        frame: Of :func:`clp_plugin.store.outcomes_frame`; a cell without a result is a dash.
+
+    Raises:
+        ConfigError: If no outcome has metrics.
+    """
+    done = _done(frame)
+    seeds = sorted(done["seed"].dropna().unique().tolist())
+    over = ", ".join(str(seed) for seed in seeds)
+    parts = [f"ACC / ASR in percent, mean over seeds {over}. `before` is the attacked model.\n\n{_table(_pairs(done))}"]
+    spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
+    for title, grid, digits in (
+        ("Range of ASR over seeds, percentage points", 100 * spread, 0),
+        ("DER", _grid(done, "der"), 2),
+        ("RA in percent", 100 * _grid(done, "after_ra"), 1),
+        ("Seconds of the method itself", _grid(done, "seconds"), 1),
+    ):
+        parts.append(f"\n{title}:\n\n{_table(_numbers(grid, digits))}")
+    failed = frame[frame["status"] == "failed"]
+    parts += [f"\nFailed: {row.method} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
+    return "".join(parts)
+
+
+def matrix_figure(frame: pd.DataFrame) -> Figure:
+    """Three heat maps, attacks down and defenses across: ACC, ASR and DER, mean over seeds, with their numbers.
+
+    Args:
+        frame: As of :func:`matrix_markdown`.
+
+    Raises:
+        ConfigError: If no outcome has metrics.
+    """
+    done = _done(frame)
+    rows, columns = done["attacked"].nunique(), done["label"].nunique()
+    figure = new_figure(max(3 * (0.55 * columns + 1.2), 9), 0.34 * rows + 1.4)
+    for place, (key, title) in enumerate(_SHOWN, start=1):
+        grid = _grid(done, key)
+        if key != "der":
+            grid.insert(0, "before", _before(done, key.removeprefix("after_")))
+        _heat(figure.add_subplot(1, len(_SHOWN), place), 100 * grid, title, bad_is_high=key == "after_asr")
+    return figure
+
+
+def _heat(axes: Axes, grid: pd.DataFrame, title: str, *, bad_is_high: bool) -> None:
+    values = grid.to_numpy(float)
+    axes.imshow(values, cmap="RdYlBu_r" if bad_is_high else "RdYlBu", vmin=0, vmax=100, aspect="auto", alpha=0.75)
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, "-" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=SMALL)
+    axes.set_xticks(range(len(grid.columns)), list(grid.columns), rotation=60, ha="right", fontsize=SMALL)
+    axes.set_yticks(range(len(grid.index)), list(grid.index), fontsize=SMALL)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=8, loc="left")
+
+
+def _done(frame: pd.DataFrame) -> pd.DataFrame:
+    done = frame[frame["after_acc"].notna()] if len(frame) else frame
+    if not len(done):
+        raise ConfigError("a matrix needs at least one outcome with metrics, found none")
+    facts = zip(done["method"], done["implementation"], done["protocol"], strict=True)
+    # The record's folder tells badnets from badnets-all, which are one attack with two rules.
+    attacked = [Path(str(record)).name.rpartition("-seed")[0] or str(record) for record in done["record"]]
+    done = done.assign(label=[method_label(*fact) for fact in facts], attacked=attacked)
+    return done.astype(dict.fromkeys(_NUMBERS, float))
+
+
+def _grid(done: pd.DataFrame, key: str, how: Literal["mean", "max", "min"] = "mean") -> pd.DataFrame:
+    grid = done.pivot_table(index="attacked", columns="label", values=key, aggfunc=how, sort=False)
+    return grid.reindex(index=done["attacked"].unique(), columns=done["label"].unique())
+
+
+def _pairs(done: pd.DataFrame) -> pd.DataFrame:
+    acc, asr = 100 * _grid(done, "after_acc"), 100 * _grid(done, "after_asr")
+    cells = pd.DataFrame(
+        {
+            name: ["-" if pd.isna(a) else f"{a:.1f} / {b:.1f}" for a, b in zip(acc[name], asr[name], strict=True)]
+            for name in acc
+        },
+        index=acc.index,
+    )
+    before = zip(100 * _before(done, "acc"), 100 * _before(done, "asr"), strict=True)
+    cells.insert(0, "before", [f"{a:.1f} / {b:.1f}" for a, b in before])
+    return cells
+
+
+def _before(done: pd.DataFrame, key: str) -> pd.Series[float]:
+    """Mean over the attacked models, each counted once whatever was run on it."""
+    return done.drop_duplicates("record").groupby("attacked", sort=False)[f"before_{key}"].mean()
+
+
+def _numbers(grid: pd.DataFrame, digits: int) -> pd.DataFrame:
+    return grid.map(lambda value: "-" if pd.isna(value) else f"{value:.{digits}f}")
+
+
+def _table(cells: pd.DataFrame) -> str:
+    heads = ["attack", *map(str, cells.columns)]
+    lines = [heads, ["---", *["--:"] * len(cells.columns)]]
+    lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy().tolist(), strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
