@@ -39,7 +39,8 @@ CORRELATION = [
     "name", "pearson", "spearman", "n", "pearson_ci", "spearman_ci", "pearson_p", "spearman_p", "reason",
 ]  # fmt: skip
 DEFEND = [
-    "method", "implementation", "options", "before", "after", "der", "pruned", "seconds", "mask", "weights", "outcome",
+    "method", "implementation", "options", "before", "after", "der", "pruned", "seconds", "budget",
+    "protocol", "mask", "weights", "outcome",
 ]  # fmt: skip
 ATTACK = ["--dataset", "digits", "--n-train", "300", "--n-test", "60", "--epochs", "1", "--width", "8"]
 

@@ -184,6 +184,8 @@ def defense_json(run: DefenseRun, folder: Path) -> dict[str, Any]:
         "der": run.outcome.der,
         "pruned": run.outcome.pruned,
         "seconds": run.outcome.seconds,
+        "budget": run.outcome.budget,
+        "protocol": run.outcome.protocol,
         "mask": None if run.repaired.mask is None else str(folder / "mask.json"),
         "weights": str(folder / "weights.safetensors"),
         "outcome": str(folder / OUTCOME),
