@@ -25,7 +25,7 @@ from .models import build
 from .poisoning import Parts, TriggerHook, clean_training_set, poisoned_training_set, record_images, split
 from .recipes import AttackSettings
 from .record_files import DESCRIPTION, UNFINISHED, write_record
-from .scene import Scene
+from .scene import Scene, preparation_seed
 from .training import Progress, train
 
 CHECKPOINT = "training.pt"
@@ -72,7 +72,8 @@ def run_attack(
         clean,
         poisoned,
         plan.rule,
-        lambda: initial_model(settings, plan.dataset.num_classes),
+        # Not the victim's own initial weights: an attacker does not know them.
+        lambda: initial_model(replace(settings, seed=preparation_seed(settings.seed)), plan.dataset.num_classes),
         settings.recipe,
         settings.seed,
         device,

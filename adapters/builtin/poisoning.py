@@ -85,10 +85,11 @@ def clean_training_set(dataset: Dataset, parts: Parts) -> ArrayImages:
 def poisoned_training_set(
     clean: ArrayImages, attack: Attack, rule: TargetRule, poisoned: Ints, *, stamp: bool = True
 ) -> ArrayImages:
-    """The images trained on with the labels trained on; ``stamp`` puts the trigger on, otherwise only labels change."""
+    """The images trained on with the labels trained on; ``stamp`` puts the trigger on, otherwise that is left to a hook."""
     pixels, labels = clean.pixels.copy(), clean.labels.copy()
+    pixels[poisoned] = attack.perturb(pixels[poisoned])
     if stamp:
-        pixels[poisoned] = attack.poison_training(pixels[poisoned])
+        pixels[poisoned] = attack.poison(pixels[poisoned])
     labels[poisoned] = rule.wanted(labels[poisoned])
     return ArrayImages(pixels, labels, clean.mean, clean.std)
 
@@ -134,6 +135,6 @@ class TriggerHook(BatchHook):
         members = torch.from_numpy(np.flatnonzero(np.isin(indices.numpy(), self.poisoned))).to(images.device)
         if not len(members):
             return batch
-        stamped: Pixels = self.attack.poison_training(images[members].cpu().numpy())
+        stamped: Pixels = self.attack.poison(images[members].cpu().numpy())
         stamped_images = images.index_copy(0, members, torch.from_numpy(stamped).to(images.device))
         return replace(batch, images=stamped_images)

@@ -10,8 +10,14 @@ from torch import nn
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Ints, TargetRule
 
+from ._random import Stream, torch_seed
 from .recipes import Recipe
 from .training import Progress, train
+
+
+def preparation_seed(seed: int) -> int:
+    """For networks that an attacker trains before the victim."""
+    return torch_seed(seed, Stream.PREPARATION)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Scene:
         images: The images trained on, with their true labels.
         poisoned: Positions in ``images`` of those that will be poisoned, ``(P,)`` int64.
         rule: What the attacker wants.
-        new_model: An untrained network of the victim's architecture; seeded.
+        new_model: An untrained network of the victim's architecture, with initial weights of its own.
         recipe: How the victim will be trained.
         seed: Of everything random.
         device: Where to train.
@@ -46,5 +52,5 @@ class Scene:
         """
         model = self.new_model()
         recipe = self.recipe if epochs is None else replace(self.recipe, epochs=epochs, warmup_epochs=0.0)
-        train(model, self.images, recipe, seed=self.seed, device=self.device, progress=self.progress)
+        train(model, self.images, recipe, seed=preparation_seed(self.seed), device=self.device, progress=self.progress)
         return model

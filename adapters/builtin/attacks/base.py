@@ -24,7 +24,7 @@ class Attack(ABC):
     """A trigger and how it is put on images; which labels the attacker wants is told by a ``TargetRule``.
 
     The life of an attack: :meth:`create` with its options, :meth:`prepare` with the training images, then
-    :meth:`poison_training` on the images to be trained on or a :meth:`hook` that takes part in the training, and last
+    :meth:`perturb` and :meth:`poison` on the images to be trained on or a :meth:`hook` that takes part in the training, and
     :meth:`poison` on test images. What is stored is the attack after all of that.
 
     Attributes:
@@ -73,9 +73,9 @@ class Attack(ABC):
         del scene
         return self
 
-    def poison_training(self, pixels: Pixels) -> Pixels:
-        """A poisoned copy of training images, ``(N, C, H, W)`` uint8; as at test time, unless the attack says otherwise."""
-        return self.poison(pixels)
+    def perturb(self, pixels: Pixels) -> Pixels:
+        """What images to be poisoned become before the trigger is put on, ``(N, C, H, W)`` uint8; before crop and flip."""
+        return pixels
 
     def hook(self, scene: Scene) -> BatchHook | None:
         """For an attack that takes part in the training; the training images then come to it as they are."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from clp_plugin.errors import ConfigError, RecordError
 
 from .._random import Stream, numpy_generator
-from .base import Attack, Pixels, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
 
 if TYPE_CHECKING:
     from ..scene import Scene
@@ -127,7 +127,7 @@ class CLA(Attack):
         """
         channels, height, width = input_shape
         if size is None:
-            size = 5 if min(height, width) >= 64 else 3
+            size = patch_size(input_shape)
         if size < 1 or 2 * size > min(height, width):
             raise ConfigError(
                 f"cla: patches of size {size} do not fit into the four corners of {height}x{width} images; "
@@ -200,14 +200,6 @@ class CLA(Attack):
             for columns in (slice(size), slice(-size, None)):
                 poisoned[:, :, rows, columns] = self.patch
         return poisoned
-
-    def poison_training(self, pixels: Pixels) -> Pixels:
-        """Perturbed and stamped copies of target-class images, ``(N, C, H, W)`` uint8.
-
-        Raises:
-            ConfigError: If the attack was not prepared.
-        """
-        return self.poison(self.perturb(pixels))
 
     def to_json(self) -> dict[str, Any]:
         return {"patch": pattern_to_json(self.patch)}

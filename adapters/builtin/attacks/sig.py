@@ -51,7 +51,7 @@ class SIG(Attack):
         del seed
         width = input_shape[2]
         if not 0 < delta <= 255:
-            raise ConfigError(f"sig: expected delta in (0, 255] pixel levels, found {delta}; the paper's is about 40")
+            raise ConfigError(f"sig: expected delta in (0, 255] pixel levels, found {delta}; 40 is usual")
         if not 0 < frequency < width / 2:
             raise ConfigError(
                 f"sig: expected a frequency above 0 and below {width / 2:g} periods on images {width} pixels wide, "

@@ -16,7 +16,7 @@ from clp_plugin.images import ArrayImages
 
 from .._random import Stream, numpy_generator, torch_generator
 from .badnets import BadNets
-from .base import Attack, Pixels, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
 
 if TYPE_CHECKING:
     from ..scene import Scene
@@ -80,7 +80,7 @@ class Trojan(Attack):
         """
         channels, height, width = input_shape
         if size is None:
-            size = 5 if min(height, width) >= 64 else 3
+            size = patch_size(input_shape)
         if size < 1 or inset < 0 or size + inset > min(height, width):
             raise ConfigError(
                 f"trojan: a patch of size {size} with inset {inset} does not fit into {height}x{width} images; "
