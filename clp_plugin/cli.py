@@ -96,7 +96,7 @@ def attack(
         Optional[str],  # noqa: UP045
         typer.Option(help="Complete settings, before all other options: clp-paper (CIFAR-10), demo or small (digits)."),
     ] = None,
-    recipe: Annotated[Optional[str], typer.Option(help="Named training recipe: clp-paper, demo or small.")] = None,  # noqa: UP045
+    recipe: Annotated[Optional[str], typer.Option(help="Named training recipe: clp-paper or demo.")] = None,  # noqa: UP045
     epochs: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045

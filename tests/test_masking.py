@@ -205,3 +205,25 @@ def test_half_precision_and_frozen_parameters(build: Build) -> None:
         assert model.bn1.weight[0] == 0
         assert model.bn1.weight.dtype == torch.float16
     assert bits(model) == before
+
+
+def test_kept_bias_is_what_a_pruned_channel_puts_out_everywhere(case: Case, build: Build) -> None:
+    model = build(case.name)
+    mask = some_mask(model, case.shape)
+    repaired = masked(model, mask, keep_bias=True)
+    modules = dict(repaired.named_modules())
+    for name, out in outputs(repaired, list(mask.pruned), case.shape).items():
+        pruned = torch.from_numpy(mask.pruned[name])
+        bias = getattr(modules[name], "bias", None)
+        expected = torch.zeros(len(pruned)) if bias is None else bias.detach()
+        there = out[:, pruned].movedim(1, -1)
+        assert torch.equal(there, expected[pruned].expand_as(there)), name
+
+
+def test_kept_bias_is_untouched_and_the_weights_come_back(case: Case, net: nn.Module) -> None:
+    before = bits(net)
+    with apply_mask(net, some_mask(net, case.shape), keep_bias=True):
+        changed = {name for name, now in bits(net).items() if now != before[name]}
+        assert changed
+        assert not {name for name in changed if name.endswith("bias")}
+    assert bits(net) == before

@@ -1,7 +1,8 @@
-"""The data sets of the built-in bench: ``digits`` (needs no file), ``cifar10`` and ``folder`` (by path)."""
+"""The data sets of the built-in bench: ``digits``, which needs no file, and those that are read from a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 from clp_plugin.types import Ints
 
-from . import cifar_batches, digits, image_folder
+from . import cifar_batches, digits, gtsrb, image_folder, tiny_imagenet
 from ._random import Stream, numpy_generator
 
-DATASETS = ("cifar10", "digits", "folder")
+DATASETS = ("cifar10", "digits", "folder", "gtsrb", "tiny_imagenet")
+ALIASES: Mapping[str, str] = {"tiny": "tiny_imagenet"}  # BackdoorBench's name
 DIGITS_TRAIN, DIGITS_TEST = 10_000, 2_000
 # Of the 50,000 lossless training images (Krizhevsky 2009), on the [0, 1] scale.
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -70,25 +72,32 @@ def load_dataset(
     """Load a data set, or a seeded random part of it.
 
     Args:
-        name: ``"digits"``, ``"cifar10"`` or ``"folder"``.
+        name: One of ``DATASETS``, or a key of ``ALIASES``.
         path: For ``cifar10``: a folder that is or holds ``cifar-10-batches-py``, or an ImageFolder tree. For
-            ``folder``: an ImageFolder tree. Not for ``digits``.
+            ``folder``: an ImageFolder tree. For ``tiny_imagenet`` and ``gtsrb``: a folder that is or holds
+            ``tiny-imagenet-200`` or ``GTSRB``. Not for ``digits``.
         n_train: How many training images; None for all (``digits``: 10,000).
         n_test: How many test images; None for all (``digits``: 2,000).
         seed: Of the choice of images; for ``digits`` of their composition.
-        image_size: Pixels a side, for ``folder`` only; None for the shorter side of its first image.
+        image_size: Pixels a side, not for ``cifar10`` and ``digits``. None for the usual: 64 for ``tiny_imagenet``, 32
+            for ``gtsrb``, for ``folder`` the shorter side of its first image. Images of another size are resized and
+            cropped at the centre; where the field squeezes those that are not square, as of ``gtsrb``, this differs.
 
     Raises:
         ConfigError: If an option does not fit the data set.
         RecordError: If the files are missing, damaged, or laid out in another way.
     """
+    name = ALIASES.get(name, name)
     if name not in DATASETS:
         raise ConfigError(unknown_name("dataset", name, DATASETS))
     for option, value in (("n_train", n_train), ("n_test", n_test), ("image_size", image_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{option}: expected a positive number of images or pixels, found {value}")
-    if image_size is not None and name != "folder":
-        raise ConfigError(f"image_size={image_size}: dataset {name!r} has images of 32x32; only 'folder' takes a size")
+    if image_size is not None and name in ("cifar10", "digits"):
+        raise ConfigError(
+            f"image_size={image_size}: dataset {name!r} has images of 32x32; beside 'gtsrb' and 'tiny_imagenet' "
+            "only 'folder' takes a size"
+        )
     if name == "digits":
         if path is not None:
             raise ConfigError(f"dataset 'digits' is built in and reads no files; found path {path}")
@@ -97,7 +106,11 @@ def load_dataset(
     sizes = (n_train, n_test)
     if name == "cifar10":
         return _cifar10(root, sizes, seed)
-    return _folder(root, sizes, seed, image_size)
+    if name == "folder":
+        return _folder(root, sizes, seed, image_size)
+    if name == "gtsrb":
+        return _gtsrb(root, sizes, seed, image_size)
+    return _tiny_imagenet(root, sizes, seed, image_size)
 
 
 def _existing(name: str, path: Path | str | None) -> Path:
@@ -152,6 +165,18 @@ def _folder(root: Path, sizes: _Sizes, seed: int, image_size: int | None) -> Dat
     train, test = _from_tree(tree, sizes, seed, image_size or image_folder.native_size(tree.train.files[0]))
     mean, std = channel_statistics(train[0])
     return Dataset("folder", tree.class_names, *train, *test, mean, std)
+
+
+def _gtsrb(root: Path, sizes: _Sizes, seed: int, image_size: int | None) -> Dataset:
+    tree = gtsrb.list_gtsrb(root)
+    train, test = _from_tree(tree, sizes, seed, image_size or gtsrb.SIDE)
+    return Dataset("gtsrb", tree.class_names, *train, *test, gtsrb.MEAN, gtsrb.STD)
+
+
+def _tiny_imagenet(root: Path, sizes: _Sizes, seed: int, image_size: int | None) -> Dataset:
+    tree = tiny_imagenet.list_tiny_imagenet(root)
+    train, test = _from_tree(tree, sizes, seed, image_size or tiny_imagenet.SIDE)
+    return Dataset("tiny_imagenet", tree.class_names, *train, *test, tiny_imagenet.MEAN, tiny_imagenet.STD)
 
 
 def _from_tree(tree: image_folder.ImageTree, sizes: _Sizes, seed: int, image_size: int) -> tuple[_Part, _Part]:

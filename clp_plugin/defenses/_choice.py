@@ -95,15 +95,21 @@ def choose_by_test_set(
         judge: Metrics on the test images.
         keep_bias: As in :func:`choose_by_benign_accuracy`.
         by: ``"asr"``: lowest ASR among those whose accuracy falls by less than a tenth of itself (BackdoorBench's ANP
-            and RNP). ``"acc"``: the strongest of those (its FP).
+            and RNP). ``"acc"``: the last one before the first whose accuracy falls by more (its FP).
     """
     before = judge(model)
     chosen, best, tried = Candidate(candidates[0].value, Mask({})), before.asr, []
+    known = {Mask({}).fingerprint(): before}
     for candidate in candidates:
-        with apply_mask(model, candidate.mask, keep_bias=keep_bias):
-            found = judge(model)
+        mark = candidate.mask.fingerprint()
+        if mark not in known:
+            with apply_mask(model, candidate.mask, keep_bias=keep_bias):
+                known[mark] = judge(model)
+        found = known[mark]
         tried.append({"value": candidate.value, "pruned": len(candidate.mask), "acc": found.acc, "asr": found.asr})
         if before.acc - found.acc >= ORACLE_ACC_DROP * before.acc:
+            if by == "acc":
+                break
             continue
         if by == "acc" or found.asr < best:
             chosen, best = candidate, found.asr

@@ -68,12 +68,12 @@ class SGDTraining:
     def __post_init__(self) -> None:
         require_in_range(
             self,
-            ("epochs", self.epochs >= 0, "at least 0"),
+            ("epochs", is_whole(self.epochs) and self.epochs >= 0, "a whole number of at least 0"),
             ("lr", self.lr > 0, "above 0"),
-            ("batch_size", self.batch_size >= 2, "at least 2 (BatchNorm needs several images)"),
+            ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "at least 2 (BatchNorm needs several)"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("crop_padding", self.crop_padding >= 0, "at least 0"),
+            ("crop_padding", is_whole(self.crop_padding) and self.crop_padding >= 0, "a whole number of at least 0"),
         )
 
 
@@ -93,6 +93,22 @@ def require_in_range(defense: object, *rules: tuple[str, bool, str]) -> None:
             raise ConfigError(f"{kind}: expected {name} {expected}, found {getattr(defense, name)!r}")
 
 
+def is_whole(value: object) -> bool:
+    """Whether an option is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def part_of(progress: Progress | None, start: int, total: int) -> Progress | None:
+    """What one of several trainings in a row reports to.
+
+    Args:
+        progress: Called with units done and units in all, over all of them.
+        start: Units that lie before this one.
+        total: Units in all.
+    """
+    return None if progress is None else lambda done, _: progress(start + done, total)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model is."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -106,7 +122,7 @@ def benign_images(budget: Budget, model: nn.Module) -> Labeled:
     """
     if budget.benign is None or len(budget.benign) < 2:
         found = 0 if budget.benign is None else len(budget.benign)
-        raise ConfigError(f"expected at least 2 benign images, found {found}; give more with --n-benign")
+        raise ConfigError(f"expected at least 2 benign images, found {found}; give more with --n-budget")
     return loaded(budget.benign, model)
 
 
@@ -122,7 +138,8 @@ def hold_out(data: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
 
     Args:
         data: At least 2 images.
-        share: Of each class that is held out, in (0, 1), rounded; at least one image in all.
+        share: Of each class that is held out, in (0, 1), rounded, but at least one and not all of a class with several
+            images; at least one image in all.
         seed: Of the choice.
 
     Returns:
@@ -133,7 +150,7 @@ def hold_out(data: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
     held = torch.zeros(len(data), dtype=torch.bool)
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
-        held[members[: round(share * len(members))]] = True
+        held[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
     if not held.any():
         held[0] = True
     return data.take(order[~held]), data.take(order[held])
@@ -153,11 +170,15 @@ def minibatches(
 
 
 def forward(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Logits in float32, computed in bfloat16 where the device is made for it, as the attacked models are trained."""
+    """Logits in float32, computed in bfloat16 where the device is made for it, as the attacked models are trained.
+
+    Of a model that gives several outputs in train mode (auxiliary heads) the first, which is its main one.
+    """
     dtype = resolve("auto", images.device)
     layout = memory_format(dtype, images.device)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return model(images.contiguous(memory_format=layout)).float()
+        output = model(images.contiguous(memory_format=layout))
+    return (output if isinstance(output, Tensor) else output[0]).float()
 
 
 def train_with_sgd(

@@ -85,4 +85,4 @@ def diversity(images: Tensor, others: Tensor, made: Tensor, made_of_others: Tens
 def _rms(differences: Tensor) -> Tensor:
     flat = differences.flatten(1)
     # The norm's derivative at 0 is 0; that of the square root of a mean is not a number.
-    return torch.linalg.vector_norm(flat, dim=1) / math.sqrt(flat.shape[1])
+    return cast(Tensor, torch.linalg.vector_norm(flat, dim=1) / math.sqrt(flat.shape[1]))

@@ -26,10 +26,8 @@ from .base import Attack, Pixels
 
 _CHUNK = 256
 _LEARNING_RATE, _BETAS = 0.01, (0.5, 0.9)
-# The learning rates fall to a tenth at these shares of the training: 10 and 20 of 25 epochs for the mask, 200, 300, 400
-# and 500 of 600 for the generator.
+# The mask network's learning rate falls to a tenth after 10 and after 20 of the paper's 25 epochs.
 _MASK_MILESTONES = (10 / 25, 20 / 25)
-_GENERATOR_MILESTONES = (200 / 600, 300 / 600, 400 / 600, 500 / 600)
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class IABOptions:
         mask_density: Mask values up to this one cost nothing, in (0, 1).
         lambda_norm: Weight of mask values above ``mask_density``, at least 0.
         lambda_div: Weight of the diversity of masks, and later of patterns, at least 0.
+        cross_ratio: Images with a cross trigger for each with a trigger of its own, in [0, 1].
     """
 
     width: int = 32
@@ -49,6 +48,7 @@ class IABOptions:
     mask_density: float = 0.032
     lambda_norm: float = 100.0
     lambda_div: float = 1.0
+    cross_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         limits = (
@@ -57,6 +57,7 @@ class IABOptions:
             ("mask_density", 0 < self.mask_density < 1, "a share between 0 and 1"),
             ("lambda_norm", 0 <= self.lambda_norm < math.inf, "a weight of at least 0"),
             ("lambda_div", 0 <= self.lambda_div < math.inf, "a weight of at least 0"),
+            ("cross_ratio", 0 <= self.cross_ratio <= 1, "a share from 0 to 1"),
         )
         for name, fine, expected in limits:
             if not fine:
@@ -72,8 +73,8 @@ class IAB(Attack):
 
     :meth:`prepare` trains the mask network. :meth:`hook` then trains the generator of patterns, which belongs to this
     object, together with the classifier: in each batch, after crop and flip, the images at poisoned positions get their
-    own trigger, and as many others, labels kept, a cross trigger: pattern and mask of another image of the batch. So
-    the classifier learns that a trigger works on its own image only.
+    own trigger, and as many others (``cross_ratio`` 1), labels kept, a cross trigger: pattern and mask of another image
+    of the batch. So the classifier learns that a trigger works on its own image only.
 
     Triggered images are not rounded in the training, where gradients pass through them; :meth:`poison` rounds to uint8
     and has both networks in eval mode on the CPU. The part of the poisoned training set that a record keeps is poisoned
@@ -89,9 +90,10 @@ class IAB(Attack):
         Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020 (arXiv:2010.08138).
         Deviations: the poisoned images are a fixed set instead of the first images of each shuffled batch, and cross
         triggers come from the same batch instead of a second loader; BatchNorm in the generator sees the images of both
-        at once; the networks standardise images by fixed numbers; learning rates fall at the paper's shares of the
-        training instead of its epochs. Where public codes differ from the paper the paper is followed: the generator's
-        gradient is cleared after each step, and its tanh is applied once.
+        at once; the networks standardise images by fixed numbers; the mask network's learning rate falls at the paper's
+        shares of its training instead of its epochs, the generator's along a half cosine, as the classifier's, instead
+        of in steps. Where public codes differ from the paper, the paper is followed: the generator's gradient is
+        cleared after each step, and its tanh is applied once.
     """
 
     input_shape: tuple[int, int, int]
@@ -110,6 +112,7 @@ class IAB(Attack):
         mask_density: float = 0.032,
         lambda_norm: float = 100.0,
         lambda_div: float = 1.0,
+        cross_ratio: float = 1.0,
     ) -> IAB:
         """Make both networks, untrained.
 
@@ -120,12 +123,15 @@ class IAB(Attack):
             mask_epochs: Passes over the images that train the mask network.
             mask_density: Mask values up to this one cost nothing.
             lambda_norm: Weight of mask values above it.
-            lambda_div: Weight of diversity.
+            lambda_div: Weight of diversity. Only its ratio to ``lambda_norm`` decides the masks, so that lowering both
+                alike leaves more of the generator's training to the classifier's loss.
+            cross_ratio: Images with a cross trigger for each with its own. Fewer make the attack quicker to learn and
+                its triggers less bound to their images.
 
         Raises:
             ConfigError: If an option is outside its range, or the images cannot be halved three times.
         """
-        options = IABOptions(width, mask_epochs, mask_density, lambda_norm, lambda_div)
+        options = IABOptions(width, mask_epochs, mask_density, lambda_norm, lambda_div, cross_ratio)
         channels, height, columns = input_shape
         if min(height, columns) < MULTIPLE or height % MULTIPLE or columns % MULTIPLE:
             raise ConfigError(
@@ -185,11 +191,12 @@ class IAB(Attack):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> IAB:
         shape = data.get("input_shape")
-        if not isinstance(shape, (list, tuple)) or len(shape) != 3 or not all(isinstance(side, int) for side in shape):
+        sides = list(shape) if isinstance(shape, (list, tuple)) else []
+        if len(sides) != 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
             raise RecordError(f"iab trigger: expected an input_shape like [3, 32, 32], found {shape!r}; attack again")
         try:
             options = {option.name: data[option.name] for option in fields(IABOptions)}
-            attack = cls.create((shape[0], shape[1], shape[2]), seed=0, **options)
+            attack = cls.create((sides[0], sides[1], sides[2]), seed=0, **options)
         except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecordError(f"iab trigger: its options are damaged or missing ({error}); attack again") from error
         attack._load(arrays)
@@ -224,7 +231,7 @@ class InputAwareHook(BatchHook):
         self.optimizer = _adam(self.generator)
 
     def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
-        chosen = _choose(self.poisoned[indices], generator)
+        chosen = _choose(self.poisoned[indices], self.attack.options.cross_ratio, generator)
         own, crossed, sources = (positions.to(batch.images.device) for positions in chosen)
         if not len(own):
             return batch
@@ -232,11 +239,12 @@ class InputAwareHook(BatchHook):
         makers = images[torch.cat([own, sources])]
         patterns, masks = self.generator(scaled(makers)), sharp_mask(self.mask, makers)
         receivers = torch.cat([own, crossed])
-        triggered = images.index_copy(0, receivers, _blend(images[receivers], patterns, masks))
+        used = len(receivers)
+        triggered = images.index_copy(0, receivers, _blend(images[receivers], patterns[:used], masks[:used]))
         return replace(batch, images=triggered, penalty=self._penalty(makers, patterns, len(own)))
 
     def _penalty(self, makers: Tensor, patterns: Tensor, own: int) -> Tensor | None:
-        """Each cross trigger's source against an image with a trigger of its own, on the [0, 1] scale."""
+        """Each source of a cross trigger against an image with a trigger of its own, on the [0, 1] scale."""
         pairs = len(makers) - own
         if not pairs:
             return None
@@ -245,7 +253,7 @@ class InputAwareHook(BatchHook):
         return self.attack.options.lambda_div * found
 
     def step(self, done: float) -> None:
-        _set_rate(self.optimizer, done, _GENERATOR_MILESTONES)
+        _set_rate(self.optimizer, 0.5 * (1 + math.cos(math.pi * done)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -263,14 +271,18 @@ class InputAwareHook(BatchHook):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _choose(poisoned: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions in a batch: of images with their own trigger, of those with a cross trigger, and where that comes from."""
+def _choose(poisoned: Tensor, cross_ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in a batch: of images with their own trigger, of those with a cross trigger, of the latters' sources.
+
+    There is a source for each image with its own trigger, as far as there are others: the diversity of patterns needs
+    them, also where fewer cross triggers are wanted.
+    """
     own, others = poisoned.nonzero().flatten(), (~poisoned).nonzero().flatten()
     others = others[torch.randperm(len(others), generator=generator)]
-    count = min(len(own), len(others))
+    pairs = min(len(own), len(others))
     # The source is the next one in this row: never the image itself, even where all others get a cross trigger.
     row = torch.cat([others, own])
-    return own, row[:count], row[1 : count + 1]
+    return own, row[: round(cross_ratio * pairs)], row[1 : pairs + 1]
 
 
 def _blend(images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
@@ -289,10 +301,9 @@ def _adam(network: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE, betas=_BETAS)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, done: float, milestones: tuple[float, ...]) -> None:
-    """A tenth of the rate for each milestone that ``done``, a share of the training, has reached."""
+def _set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = _LEARNING_RATE * 0.1 ** sum(done >= milestone for milestone in milestones)
+        group["lr"] = _LEARNING_RATE * share
 
 
 def _train_mask(network: UShaped, scene: Scene, options: IABOptions) -> None:
@@ -301,7 +312,8 @@ def _train_mask(network: UShaped, scene: Scene, options: IABOptions) -> None:
     draws = torch_generator(scene.seed, Stream.PREPARATION)
     pixels = torch.from_numpy(scene.images.pixels).to(scene.device)
     for epoch in range(options.mask_epochs):
-        _set_rate(optimizer, epoch / options.mask_epochs, _MASK_MILESTONES)
+        done = epoch / options.mask_epochs
+        _set_rate(optimizer, 0.1 ** sum(done >= milestone for milestone in _MASK_MILESTONES))
         losses = []
         for images, others in _pairs(pixels, scene, draws):
             loss = mask_loss(network, images, others, options)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +15,15 @@ from torch import Tensor
 from clp_plugin.errors import ConfigError, RecordError
 
 from .._random import Stream, numpy_generator, torch_seed
-from ._ssba_nets import Encoder
-from ._ssba_training import HidingRecipe, learn_to_hide
+from ._ssba_nets import Encoder, HidingRecipe, is_whole, learn_to_hide
 from .base import Attack, Pixels
 
 if TYPE_CHECKING:
     from ..scene import Scene
 
-_CHUNK = 256
+_CHUNK = 64
 _PREFIX = "encoder."
+_MOST = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class SSBA(Attack):
     Source:
         Li et al., "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021 (arXiv:2012.03816), after
         Tancik et al., "StegaStamp", CVPR 2020 (arXiv:1904.05343). Of the public codes BackdoorBench's schedule is
-        followed (see :func:`~clp_plugin.adapters.builtin.attacks._ssba_training.learn_to_hide`), and BackdoorBox's
+        followed (see :func:`~clp_plugin.adapters.builtin.attacks._ssba_nets.learn_to_hide`), and BackdoorBox's
         20 bits and residual that is added and clamped.
 
     Deviations:
@@ -70,27 +69,31 @@ class SSBA(Attack):
         batch_size: int = 64,
         lr: float = 1e-4,
         image_weight: float = 10.0,
+        noise: float = 0.0,
     ) -> SSBA:
         """Draw the secret and an untrained encoder.
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
             seed: Of the secret and the initial weights.
-            bits: Length of the secret, at least 1.
-            width: Channels of the encoder at full resolution, at least 1.
+            bits: Length of the secret, from 1 to 1024.
+            width: Channels of the encoder at full resolution, from 1 to 1024.
             epochs: Passes of :meth:`prepare` over the training images, at least 1.
             batch_size: Images a step there, at least 2; the last, smaller batch of a pass is left out.
             lr: Of Adam there, above 0.
             image_weight: Of the mean squared residual, on the [0, 1] scale, against the bits' cross-entropy; at least 0.
-                The higher, the fainter the trigger, and the harder it is to learn.
+                The higher, the fainter the trigger and the harder for the victim to learn; far higher, and the encoder
+                hides nothing at all.
+            noise: Standard deviation, in levels of 0 to 255, of Gaussian noise on what the decoder sees there; at least
+                0. The encoder has to write larger against it.
 
         Raises:
             ConfigError: If an option is outside its range.
         """
         for name, value in (("bits", bits), ("width", width)):
-            if not _is_whole(value, 1):
-                raise ConfigError(f"ssba: expected {name} to be a whole number from 1 on, found {value!r}")
-        recipe = HidingRecipe(epochs, batch_size, lr, image_weight)
+            if not is_whole(value, 1, _MOST):
+                raise ConfigError(f"ssba: expected {name} to be a whole number from 1 to {_MOST}, found {value!r}")
+        recipe = HidingRecipe(epochs, batch_size, lr, image_weight, noise)
         secret = numpy_generator(seed, Stream.TRIGGER).integers(0, 2, size=bits, dtype=np.uint8)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(torch_seed(seed, Stream.TRIGGER))
@@ -105,7 +108,9 @@ class SSBA(Attack):
         """
         self._check_shape(scene.images.pixels)
         encoder = copy.deepcopy(self.encoder)
-        learn_to_hide(encoder, scene.images.pixels, self.recipe, scene.seed, scene.device, scene.progress)
+        learn_to_hide(
+            encoder, scene.images.pixels, self.recipe, seed=scene.seed, device=scene.device, progress=scene.progress
+        )
         return replace(self, encoder=encoder)
 
     def poison(self, pixels: Pixels) -> Pixels:
@@ -134,16 +139,19 @@ class SSBA(Attack):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SSBA:
         secret, shape, width = data.get("secret"), data.get("input_shape"), data.get("width")
-        if not isinstance(secret, list) or not secret or not all(_is_whole(bit, 0) and bit < 2 for bit in secret):
+        if not isinstance(secret, list) or not secret or not all(is_whole(bit, 0, 1) for bit in secret):
             raise RecordError(f"ssba trigger: expected a secret of bits 0 and 1, found {secret!r}")
-        if not isinstance(shape, list) or len(shape) != 3 or not all(_is_whole(side, 1) for side in shape):
+        if not isinstance(shape, list) or len(shape) != 3 or not all(is_whole(side, 1, 2**31) for side in shape):
             raise RecordError(f"ssba trigger: expected an input_shape [C, H, W], found {shape!r}")
-        if not _is_whole(width, 1):
-            raise RecordError(f"ssba trigger: expected a width from 1 on, found {width!r}")
+        if not is_whole(width, 1, _MOST):
+            raise RecordError(f"ssba trigger: expected a width from 1 to {_MOST}, found {width!r}")
         channels, height, image_width = shape
-        # On the meta device the networks draws no random weights and takes no memory before its weights are checked.
-        with torch.device("meta"):
-            encoder = Encoder(channels, len(secret), width)
+        try:
+            # On the meta device the network draws no random weights and takes no memory before its weights are checked.
+            with torch.device("meta"):
+                encoder = Encoder(channels, len(secret), width)
+        except RuntimeError as error:
+            raise RecordError(f"ssba trigger: expected an input_shape [C, H, W], found {shape!r} ({error})") from error
         encoder.load_state_dict(_weights(encoder, arrays), assign=True)
         return cls(np.asarray(secret, dtype=np.uint8), encoder.eval(), (channels, height, image_width))
 
@@ -167,7 +175,3 @@ def _weights(encoder: Encoder, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
             raise RecordError(f"ssba trigger: {_PREFIX + name} holds NaN or infinity; copy trigger.safetensors again")
         found[name] = torch.from_numpy(array.copy())
     return found
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

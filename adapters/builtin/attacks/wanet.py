@@ -43,6 +43,7 @@ class WaNet(Attack):
     Attributes:
         field: ``(H, W, 2)`` float32, horizontal then vertical; control points of mean magnitude 1, interpolated.
         strength: At least 0; 0 leaves images as they are.
+        noise: Largest noise in units of ``(1/W, 1/H)``, which is half a pixel; at least 0.
         cross_ratio: Images with noise for each poisoned one, at least 0; as many as there are.
 
     Source:
@@ -55,6 +56,7 @@ class WaNet(Attack):
 
     field: NDArray[np.float32]
     strength: float = 0.5
+    noise: float = 1.0
     cross_ratio: float = 2.0
 
     @classmethod
@@ -65,6 +67,7 @@ class WaNet(Attack):
         seed: int,
         grid_size: int = 4,
         strength: float = 0.5,
+        noise: float = 1.0,
         cross_ratio: float = 2.0,
     ) -> WaNet:
         """Draw the field.
@@ -74,6 +77,8 @@ class WaNet(Attack):
             seed: Of the field.
             grid_size: Control points a side, at least 2.
             strength: Of the warp, at least 0; see the class.
+            noise: Largest noise in half pixels, at least 0. To be raised with the strength: noise that is small beside
+                the warp is hard to see, and images with and without it are then taken for each other.
             cross_ratio: Images with noise for each poisoned one, at least 0.
 
         Raises:
@@ -81,14 +86,14 @@ class WaNet(Attack):
         """
         if not isinstance(grid_size, int) or grid_size < 2:
             raise ConfigError(f"wanet: expected a whole grid_size of at least 2, found {grid_size!r}; the paper's is 4")
-        for name, value in (("strength", strength), ("cross_ratio", cross_ratio)):
+        for name, value in (("strength", strength), ("noise", noise), ("cross_ratio", cross_ratio)):
             if not 0 <= value < math.inf:
-                raise ConfigError(f"wanet: expected {name} of at least 0, found {value}; give 0 or more")
+                raise ConfigError(f"wanet: expected a finite {name} of at least 0, found {value}; give another")
         points = numpy_generator(seed, Stream.TRIGGER).uniform(-1, 1, size=(1, 2, grid_size, grid_size))
         points /= np.abs(points).mean()
         smooth = F.interpolate(torch.from_numpy(points), size=input_shape[1:], mode="bicubic", align_corners=True)
         field = smooth[0].permute(1, 2, 0).to(torch.float32).contiguous()
-        return cls(field.numpy(), float(strength), float(cross_ratio))
+        return cls(field.numpy(), float(strength), float(noise), float(cross_ratio))
 
     def poison(self, pixels: Pixels) -> Pixels:
         if pixels.shape[2:] != self.field.shape[:2]:
@@ -110,7 +115,7 @@ class WaNet(Attack):
 
     def hook(self, scene: Scene) -> WarpHook:
         """Warps the poisoned images of each batch, and with noise others; the seed of the scene decides which others."""
-        return WarpHook(self.grid().to(scene.device), self._roles(scene))
+        return WarpHook(self.grid().to(scene.device), self.noise, self._roles(scene))
 
     def _roles(self, scene: Scene) -> Tensor:
         roles = torch.full((len(scene.images),), _CLEAN, dtype=torch.int8)
@@ -122,24 +127,26 @@ class WaNet(Attack):
         return roles
 
     def to_json(self) -> dict[str, Any]:
-        return {"strength": self.strength, "cross_ratio": self.cross_ratio}
+        return {"strength": self.strength, "noise": self.noise, "cross_ratio": self.cross_ratio}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {_FIELD: self.field}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> WaNet:
-        strength, cross_ratio, field = data.get("strength"), data.get("cross_ratio"), arrays.get(_FIELD)
-        for name, value in (("strength", strength), ("cross_ratio", cross_ratio)):
+        numbers, field = {name: data.get(name) for name in ("strength", "noise", "cross_ratio")}, arrays.get(_FIELD)
+        for name, value in numbers.items():
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise RecordError(f"wanet trigger: expected {name} of at least 0, found {value!r}; attack again")
+                raise RecordError(
+                    f"wanet trigger: expected a finite {name} of at least 0, found {value!r}; attack again"
+                )
         whole = isinstance(field, np.ndarray) and field.dtype == np.float32 and field.ndim == 3 and field.shape[2] == 2
         if field is None or not whole or not np.isfinite(field).all():
             found = "none" if field is None else f"{np.shape(field)} {getattr(field, 'dtype', type(field).__name__)}"
             raise RecordError(
                 f"wanet trigger: expected the array {_FIELD!r}, finite (H, W, 2) float32, found {found}; attack again"
             )
-        return cls(field, float(data["strength"]), float(data["cross_ratio"]))
+        return cls(field, **{name: float(data[name]) for name in numbers})
 
 
 class WarpHook(BatchHook):
@@ -149,11 +156,12 @@ class WarpHook(BatchHook):
 
     Attributes:
         grid: ``(H, W, 2)``, see :meth:`WaNet.grid`, on the training device.
+        noise: See :class:`WaNet`.
         roles: ``(N,)`` int8 on the CPU, of each training image: 0 clean, 1 warped, 2 warped with noise.
     """
 
-    def __init__(self, grid: Tensor, roles: Tensor) -> None:
-        self.grid, self.roles = grid, roles
+    def __init__(self, grid: Tensor, noise: float, roles: Tensor) -> None:
+        self.grid, self.noise, self.roles = grid, noise, roles
 
     def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
         roles = self.roles[indices]
@@ -166,9 +174,9 @@ class WarpHook(BatchHook):
         return replace(batch, images=images)
 
     def _noisy_grids(self, count: int, generator: torch.Generator) -> Tensor:
-        """``(count, H, W, 2)``: each point moved by up to 1/W and 1/H, half a pixel, in a direction of its own."""
+        """``(count, H, W, 2)``: each point of each image moved on its own."""
         height, width = self.grid.shape[:2]
-        noise = 2 * torch.rand((count, height, width, 2), generator=generator) - 1
+        noise = self.noise * (2 * torch.rand((count, height, width, 2), generator=generator) - 1)
         return (self.grid + (noise / torch.tensor([width, height])).to(self.grid.device)).clamp(-1, 1)
 
 
