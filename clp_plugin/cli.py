@@ -85,7 +85,7 @@ def attack(
     toolbox: Annotated[Optional[str], typer.Option(help="Run this toolbox's own script.")] = None,  # noqa: UP045
     root: Root = None,
     dataset: Annotated[
-        Optional[str], typer.Option(help="digits (built in, default), cifar10, or folder (any ImageFolder tree).")  # noqa: UP045
+        Optional[str], typer.Option(help="digits (built in, default), cifar10, gtsrb, tiny_imagenet or folder.")  # noqa: UP045
     ] = None,
     data: Annotated[Optional[Path], typer.Option(help="Where the data set lies.")] = None,  # noqa: UP045
     model: Annotated[Optional[str], typer.Option(help="resnet18 (default), vgg16_bn, preactresnet18, ...")] = None,  # noqa: UP045
@@ -101,6 +101,10 @@ def attack(
     batch_size: Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
     weight_decay: Annotated[Optional[float], typer.Option(help="Instead of the recipe's.")] = None,  # noqa: UP045
+    image_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Pixels a side, for folder, gtsrb and tiny_imagenet."),
+    ] = None,
     n_train: Annotated[Optional[int], typer.Option(help="Use so many training images.")] = None,  # noqa: UP045
     n_test: Annotated[Optional[int], typer.Option(help="Use so many test images.")] = None,  # noqa: UP045
     fixed_trigger: Annotated[
@@ -121,7 +125,7 @@ def attack(
     if toolbox is not None and toolbox != "builtin":
         from clp_plugin.commands.attack_toolbox import ToolboxAttackRequest, attack_with_toolbox
 
-        ours = ("data", "width", "preset", "recipe", "n_train", "n_test", "fixed_trigger")
+        ours = ("data", "width", "preset", "recipe", "image_size", "n_train", "n_test", "fixed_trigger")
         refuse(context, *ours, where=f"for the scripts of {toolbox}")
         what = {"dataset": dataset, "model": model, "target": target, "poison_rate": poison_rate}
         given |= {k: v for k, v in what.items() if v is not None}
@@ -140,7 +144,7 @@ def attack(
         AttackRequest(
             out=out, method=method, preset=preset, dataset=dataset, data=data, model=model, width=width,
             target=target, poison_rate=poison_rate, recipe=recipe, recipe_changes=given, n_train=n_train,
-            n_test=n_test, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force, registry=registry,
+            n_test=n_test, image_size=image_size, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force, registry=registry,
             attack_options=option or [],
         ),
         as_json=as_json,

@@ -16,6 +16,12 @@ from clp_plugin.adapters.builtin.attacks.catalogue import ATTACKS, create_attack
 from clp_plugin.errors import ConfigError, RecordError
 
 SHAPE = (3, 10, 12)
+WIDE = (3, 16, 24)  # SIG and IAB need more room
+
+
+@pytest.fixture
+def wide() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, *WIDE), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -24,25 +30,26 @@ def pixels() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_poisoning_leaves_the_originals_alone(name: str, pixels: NDArray[np.uint8]) -> None:
-    before = pixels.copy()
-    poisoned = create_attack(name, SHAPE, seed=0, options={}).poison(pixels)
-    assert np.array_equal(pixels, before)
+def test_poisoning_leaves_the_originals_alone(name: str, wide: NDArray[np.uint8]) -> None:
+    before = wide.copy()
+    poisoned = create_attack(name, WIDE, seed=0, options={}).poison(wide)
+    assert np.array_equal(wide, before)
     assert poisoned.dtype == np.uint8
-    assert poisoned.shape == pixels.shape
-    assert not np.array_equal(poisoned, pixels)
+    assert poisoned.shape == wide.shape
+    assert not np.array_equal(poisoned, wide)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_an_attack_read_back_from_json_poisons_alike(name: str, pixels: NDArray[np.uint8]) -> None:
-    attack = create_attack(name, SHAPE, seed=5, options={})
-    again = ATTACKS[name].from_json(json.loads(json.dumps(attack.to_json())), {})
-    assert np.array_equal(attack.poison(pixels), again.poison(pixels))
+def test_an_attack_read_back_from_json_poisons_alike(name: str, wide: NDArray[np.uint8]) -> None:
+    attack = create_attack(name, WIDE, seed=5, options={})
+    again = ATTACKS[name].from_json(json.loads(json.dumps(attack.to_json())), attack.arrays())
+    assert np.array_equal(attack.poison(wide), again.poison(wide))
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_the_seed_decides_the_pattern(name: str, pixels: NDArray[np.uint8]) -> None:
-    first, again, other = (create_attack(name, SHAPE, seed=seed, options={}).poison(pixels) for seed in (1, 1, 2))
+# SIG's wave has nothing random; IAB's networks differ by the seed but say the same before they are trained.
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"sig", "iab"}))
+def test_the_seed_decides_the_pattern(name: str, wide: NDArray[np.uint8]) -> None:
+    first, again, other = (create_attack(name, WIDE, seed=seed, options={}).poison(wide) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -103,7 +110,7 @@ def test_blended_works_through_long_sets_in_parts(pixels: NDArray[np.uint8]) -> 
         ("badnets", {"size": "3"}, "wrong type"),
         ("blended", {"alpha": 0.0}, r"alpha in \(0, 1\], found 0.0"),
         ("blended", {"alpha": 1.5}, r"found 1.5"),
-        ("badnet", {}, "unknown attack 'badnet'; known: badnets, blended"),
+        ("badnet", {}, "unknown attack 'badnet'; known: badnets, blended, cla, iab, sig, ssba, trojan, wanet"),
     ],
 )
 def test_impossible_attacks_are_told(name: str, options: dict[str, object], message: str) -> None:
@@ -113,7 +120,7 @@ def test_impossible_attacks_are_told(name: str, options: dict[str, object], mess
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_damaged_json_is_told(name: str) -> None:
-    good = create_attack(name, SHAPE, seed=0, options={}).to_json()
+    good = create_attack(name, WIDE, seed=0, options={}).to_json()
     for key in good:
         with pytest.raises(RecordError):
             ATTACKS[name].from_json({**good, key: None}, {})

@@ -69,7 +69,7 @@ def list_tree(path: Path) -> ImageTree:
             f"{present[0]}: expected the same {len(classes)} class folders as in train/; "
             f"missing: {_few(sorted(set(classes) - set(found)))}; unknown: {_few(sorted(set(found) - set(classes)))}"
         )
-    return ImageTree(_files(path / "train", classes), _files(fitting[0], classes), tuple(classes))
+    return ImageTree(list_classes(path / "train", classes), list_classes(fitting[0], classes), tuple(classes))
 
 
 def decode(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
@@ -110,7 +110,7 @@ def _decode_one(file: Path, size: int) -> NDArray[np.uint8]:
         raise RecordError(f"{file}: not a readable image ({error}); remove it or copy it again") from error
 
 
-def _files(split: Path, classes: list[str]) -> FileList:
+def list_classes(split: Path, classes: list[str]) -> FileList:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

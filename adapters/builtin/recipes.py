@@ -64,13 +64,13 @@ class AttackSettings:
 
     Attributes:
         method: A key of ``attacks.catalogue.ATTACKS``.
-        dataset: A key of ``datasets.DATASETS``.
+        dataset: A key of ``datasets.DATASETS`` or ``ALIASES``.
         model: A key of ``models.BUILDERS``.
         recipe: How to train.
         data_path: Folder of the data set, where it is read from files.
         n_train: Training images before the split into parts; None for all.
         n_test: Test images; None for all.
-        image_size: Pixels a side, for ``dataset="folder"``.
+        image_size: Pixels a side, for ``folder``, ``gtsrb`` and ``tiny_imagenet``.
         model_options: Of ``models.build``.
         attack_options: Of the attack's ``create``.
         target: The target class, or None for all-to-all.

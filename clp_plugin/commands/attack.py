@@ -38,6 +38,7 @@ class AttackRequest:
     recipe_changes: Mapping[str, Any] = field(default_factory=dict)
     n_train: int | None = None
     n_test: int | None = None
+    image_size: int | None = None
     fixed_trigger: bool = False
     seed: int = 0
     device: str = "auto"
@@ -122,6 +123,7 @@ def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSetti
         "data_path": None if request.data is None else str(request.data),
         "n_train": request.n_train,
         "n_test": request.n_test,
+        "image_size": request.image_size,
         "model_options": None if request.width is None else {**base.model_options, "width": request.width},
         "poison_rate": request.poison_rate,
         "trigger_after_augmentation": request.fixed_trigger or None,

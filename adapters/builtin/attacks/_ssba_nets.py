@@ -221,13 +221,14 @@ class _Lesson:
 
     def _loss(self, images: Tensor, secrets: Tensor) -> Tensor:
         residual: Tensor = self.encoder(images, secrets)
-        logits = self.decoder(self._disturbed((images + residual).clamp(0, 1)))
+        logits = self.decoder(self.disturbed((images + residual).clamp(0, 1)))
         if self.read_well_at is None and float(((logits > 0) == (secrets > 0.5)).float().mean()) > _READ_WELL:
             self.read_well_at = self.done
         weight = 0.0 if self.read_well_at is None else self._risen(self.done - self.read_well_at)
         return F.binary_cross_entropy_with_logits(logits, secrets) + weight * residual.square().mean()
 
-    def _disturbed(self, images: Tensor) -> Tensor:
+    def disturbed(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] with the recipe's noise; not clamped."""
         if not self.recipe.noise:
             return images
         drawn = torch.randn(images.shape, generator=self.generator).to(self.device)

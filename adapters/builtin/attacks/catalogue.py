@@ -11,8 +11,23 @@ from clp_plugin.errors import ConfigError, unknown_name
 from .badnets import BadNets
 from .base import Attack
 from .blended import Blended
+from .cla import CLA
+from .iab import IAB
+from .sig import SIG
+from .ssba import SSBA
+from .trojan import Trojan
+from .wanet import WaNet
 
-ATTACKS: Mapping[str, type[Attack]] = {"badnets": BadNets, "blended": Blended}
+ATTACKS: Mapping[str, type[Attack]] = {
+    "badnets": BadNets,
+    "blended": Blended,
+    "trojan": Trojan,
+    "cla": CLA,
+    "sig": SIG,
+    "wanet": WaNet,
+    "iab": IAB,
+    "ssba": SSBA,
+}
 _ALWAYS_GIVEN = ("input_shape", "seed")
 
 
