@@ -144,7 +144,8 @@ def attack(
         AttackRequest(
             out=out, method=method, preset=preset, dataset=dataset, data=data, model=model, width=width,
             target=target, poison_rate=poison_rate, recipe=recipe, recipe_changes=given, n_train=n_train,
-            n_test=n_test, image_size=image_size, fixed_trigger=fixed_trigger, seed=seed, device=device, force=force, registry=registry,
+            n_test=n_test, image_size=image_size, fixed_trigger=fixed_trigger, seed=seed, device=device,
+            force=force, registry=registry,
             attack_options=option or [],
         ),
         as_json=as_json,

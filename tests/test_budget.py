@@ -11,7 +11,8 @@ from fake_records import fake_record, random_images
 
 from clp_plugin.bench import run_defense
 from clp_plugin.budget import draw_budget
-from clp_plugin.defenses.clp import CLP, ORACLE_U
+from clp_plugin.defenses._choice import ORACLE_U
+from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.fusion import fuse

@@ -109,6 +109,7 @@ def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSetti
         RegistryError: If the attack is unknown.
     """
     usual = catalogue.defaults("attacks", request.method, dataset=request.dataset, scale=request.preset)
+    own_settings, own_recipe = usual.pop("settings", {}), usual.pop("recipe", {})
     plain = AttackSettings(request.method, "digits", "resnet18", RECIPES["clp-paper"])
     if request.preset is not None and request.preset not in PRESETS:
         raise ConfigError(unknown_name("preset", request.preset, PRESETS))
@@ -133,11 +134,11 @@ def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSetti
     return replace(
         base,
         method=request.method,
-        recipe=replace(recipe, **request.recipe_changes),
+        recipe=replace(recipe, **{**own_recipe, **request.recipe_changes}),
         attack_options={**usual, **parse_options(request.attack_options)},
         seed=request.seed,
         target=base.target if request.target is None else _target(request.target),
-        **{name: value for name, value in given.items() if value is not None},
+        **{**own_settings, **{name: value for name, value in given.items() if value is not None}},
     )
 
 

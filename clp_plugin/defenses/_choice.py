@@ -15,6 +15,8 @@ from clp_plugin.masking import apply_mask
 from clp_plugin.types import Mask
 
 ORACLE_ACC_DROP = 0.1
+# Of u, as in figure 4 of the CLP paper, from the weakest pruning to the strongest.
+ORACLE_U = tuple(u / 2 for u in range(20, -1, -1))
 
 
 @dataclass(frozen=True)

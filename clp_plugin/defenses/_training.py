@@ -98,6 +98,11 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> bool:
+    """Whether an option is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def part_of(progress: Progress | None, start: int, total: int) -> Progress | None:
     """What one of several trainings in a row reports to.
 

@@ -6,10 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import nn
 
-from clp_plugin.defenses._choice import Candidate, choose_by_test_set
+from clp_plugin.defenses._choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion import fuse
@@ -17,9 +16,6 @@ from clp_plugin.lipschitz import score
 from clp_plugin.masking import apply_mask
 from clp_plugin.selection import select
 from clp_plugin.types import NormKind, Pairing, ScoreKind
-
-# Of the paper's figure 4, from the weakest pruning to the strongest.
-ORACLE_U = tuple(float(u) for u in np.arange(10, -0.5, -0.5))
 
 
 @dataclass(frozen=True)
