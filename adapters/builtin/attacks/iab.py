@@ -38,7 +38,9 @@ class IABOptions:
         width: Channels of both networks at full size.
         mask_epochs: Passes over the training images with which the mask network alone is trained.
         mask_density: Mask values up to this one cost nothing, in (0, 1).
-        lambda_norm: Weight of mask values above ``mask_density``, at least 0.
+        lambda_norm: Weight of mask values above ``mask_density``, at least 0. With it falls the share d of pixels in a
+            mask: masks of 0 and 1 that are drawn independently have a diversity of about d ** -0.5, and the sum of both
+            losses is least at d = (2 * lambda_norm / lambda_div) ** (-2 / 3), 0.029 for the paper's weights.
         lambda_div: Weight of the diversity of masks, and later of patterns, at least 0.
         cross_ratio: Images with a cross trigger for each with a trigger of its own, in [0, 1].
     """
