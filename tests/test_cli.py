@@ -480,7 +480,7 @@ def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) 
 
 def test_defend_mistakes(record: Path, tmp_path: Path) -> None:
     base = ["defend", "--record", record]
-    assert "unknown defense 'nope'; known: clp" in refused(*base, "--method", "nope")
+    assert "unknown defense 'nope'; known: anp, bnp, clp" in refused(*base, "--method", "nope")
     assert "unknown toolbox 'nope'; known: backdoorbench, builtin" in refused(*base, "--toolbox", "nope")
     assert "u must be 0 or more" in refused(*base, "--u", "-1")
     assert "parity mode has only" in refused(*base, "--parity", "--norm", "exact")
@@ -579,7 +579,7 @@ def test_sweep_mistakes(record: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "names"), [("defenses", ["clp"]), ("attacks", ["badnets", "blended"]), ("toolboxes", ["builtin"])]
+    ("what", "names"), [("defenses", ["clp", "dhbe"]), ("attacks", ["badnets", "ssba"]), ("toolboxes", ["builtin"])]
 )
 def test_list_shows_what_is_on_offer(what: str, names: list[str]) -> None:
     found = bench("list", what, "--json").json

@@ -238,7 +238,10 @@ def test_given_threshold_prunes_weights_and_nothing_else(threshold: float, prune
     assert repaired.mask.indices() == pruned
     assert repaired.model is given
     assert bits(repaired.model) == bits(masked(model, repaired.mask, keep_bias=True))
-    assert not {name for name, b in bits(repaired.model).items() if b != bits(model)[name]} - {"bn1.weight", "bn_sum.weight"}
+    assert not {name for name, b in bits(repaired.model).items() if b != bits(model)[name]} - {
+        "bn1.weight",
+        "bn_sum.weight",
+    }
     assert repaired.log == {"threshold": threshold, "keep_bias": True, "rule": "fixed", "images": 14}  # of 20, by class
 
 
@@ -252,7 +255,9 @@ def test_threshold_is_the_largest_that_held_out_images_allow() -> None:
         last: dict[str, list[int]] = {}
         for threshold in [round(0.05 * step, 2) for step in range(20)]:
             mask = mask_below(VALUES, threshold)
-            if accuracy(model, held) - accuracy(masked(model, mask, keep_bias=True), held) > tolerance + 0.5 / len(held):
+            if accuracy(model, held) - accuracy(masked(model, mask, keep_bias=True), held) > tolerance + 0.5 / len(
+                held
+            ):
                 break
             last = mask.indices()
         assert repaired.mask is not None

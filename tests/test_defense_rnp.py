@@ -172,31 +172,49 @@ def test_channel_that_does_the_harm_is_turned_down() -> None:
     assert acc[-1] > acc[0]
 
 
-def backdoored(seed: int = 0) -> tuple[nn.Module, Budget]:
-    torch.manual_seed(seed)
-    return Colours(8).eval(), Budget((3, SIZE, SIZE), 3, benign=colour_images())
+def loud(gain: float) -> tuple[nn.Module, Budget]:
+    """Channels 3 to 5 see the colours too, louder, and the head ignores them: a little unlearning makes them decide."""
+    model: Any = Colours(6).eval()
+    with torch.no_grad():
+        model.conv.weight[3:] = model.conv.weight[:3]
+        model.conv.bias[3:] = 0
+        model.norm.weight[3:] = gain
+    return model, Budget((3, SIZE, SIZE), 3, benign=colour_images())
 
 
+@pytest.mark.usefixtures("float32_only")
 def test_accuracy_falls_to_the_stop_and_comes_back_by_factors_alone() -> None:
-    model, given = backdoored()
-    before = bits(model)
+    model, given = loud(5)
     seen: list[tuple[int, int]] = []
-    repaired = RNP(unlearn_lr=0.5, batch_size=16, lr=1.0, tolerance=0.1, **PLAIN).repair(
-        copy.deepcopy(model), given, progress=lambda done, total: seen.append((done, total))
+    rnp = RNP(unlearn_lr=0.01, clean_threshold=0.7, batch_size=20, lr=1.0, **PLAIN)
+    assert given.benign is not None
+    values, log = rnp.learn(
+        model, loaded(given.benign, model), seed=0, progress=lambda done, total: seen.append((done, total))
     )
-    log = repaired.log
     assert log["unlearned"] is True
-    assert log["unlearn_acc"][0] > 0.2 >= log["unlearn_acc"][-1]
-    assert all(acc > 0.2 for acc in log["unlearn_acc"][:-1])
+    assert log["unlearn_acc"][0] == 1 > 0.7 >= log["unlearn_acc"][-1]
+    assert all(acc > 0.7 for acc in log["unlearn_acc"][:-1])
+    assert log["recover_acc"][0] < 0.9
+    assert log["recover_acc"][-1] > 0.95
     assert len(log["recover_acc"]) == 20
-    assert log["recover_acc"][-1] > log["unlearn_acc"][-1]
+    assert len(log["unlearn_acc"]) < 20
     assert [done for done, _ in seen] == [*range(1, len(log["unlearn_acc"]) + 1), *range(21, 41)]
     assert {total for _, total in seen} == {40}
-    assert bits(model) == before
+
+
+@pytest.mark.usefixtures("float32_only")
+def test_channels_in_which_unlearning_took_place_are_pruned_in_the_attacked_network() -> None:
+    model, given = loud(10)
+    rnp = RNP(unlearn_lr=0.03, batch_size=20, **PLAIN)
+    repaired = rnp.repair(copy.deepcopy(model), given)
+    assert repaired.log["unlearned"] is True
+    assert repaired.mask is not None
+    assert repaired.mask.indices() == {"norm": [3, 4, 5]}
+    assert bits(repaired.model) == bits(masked(model, repaired.mask, keep_bias=True))
 
 
 def test_accuracy_that_stays_up_is_told_and_the_last_weights_are_recovered() -> None:
-    model, given = backdoored()
+    model, given = loud(1)
     repaired = RNP(unlearn_lr=1e-6, unlearn_epochs=2, recover_epochs=1, **PLAIN).repair(model, given)
     assert repaired.log["unlearned"] is False
     assert len(repaired.log["unlearn_acc"]) == 2

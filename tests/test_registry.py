@@ -13,6 +13,8 @@ import yaml
 from clp_plugin.errors import RegistryError
 from clp_plugin.registry import Catalogue, load_catalogue, packaged_registry
 
+OURS = ["clp", "ft", "fp", "nad", "anp", "rnp", "bnp", "ep", "dhbe"]
+
 
 @pytest.fixture(autouse=True)
 def no_installed_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +43,8 @@ def install(monkeypatch: pytest.MonkeyPatch, site: Path, entry_points: str, code
 def test_what_ships_is_listed_with_its_facts() -> None:
     catalogue = load_catalogue()
     assert catalogue.names("toolboxes") == ["builtin", "backdoorbench"]
-    assert catalogue.names("defenses") == ["clp"]
-    assert catalogue.names("attacks") == ["badnets", "blended"]
+    assert catalogue.names("defenses") == OURS
+    assert catalogue.names("attacks") == ["badnets", "blended", "trojan", "cla", "sig", "wanet", "iab", "ssba"]
     clp = catalogue.entry("defenses", "clp")
     assert (clp.budget, clp.origin) == ("none", "clp_plugin")
     assert "2208.03111" in clp.citation
@@ -70,10 +72,14 @@ def test_packaged_registry_is_the_checkouts_or_the_wheels() -> None:
 
 def test_unknown_names_answer_with_the_known_ones() -> None:
     catalogue = load_catalogue()
-    with pytest.raises(RegistryError, match=r"unknown defense 'clq'; known: clp$"):
+    with pytest.raises(
+        RegistryError, match=r"unknown defense 'clq'; known: anp, bnp, clp, dhbe, ep, fp, ft, nad, rnp$"
+    ):
         catalogue.entry("defenses", "clq")
-    with pytest.raises(RegistryError, match=r"unknown attack 'wanet'; known: badnets, blended$"):
-        catalogue.resolve("attacks", "wanet")
+    with pytest.raises(
+        RegistryError, match=r"unknown attack 'lira'; known: badnets, blended, cla, iab, sig, ssba, trojan, wanet$"
+    ):
+        catalogue.resolve("attacks", "lira")
     with pytest.raises(RegistryError, match=r"unknown section 'models'; known: attacks, defenses, toolboxes$"):
         catalogue.names("models")  # type: ignore[arg-type]
 
@@ -84,7 +90,7 @@ def test_users_file_adds_a_defense_from_a_file_beside_it(tmp_path: Path, monkeyp
     monkeypatch.chdir("/")
     before = list(sys.path)
     catalogue = load_catalogue(path)
-    assert catalogue.names("defenses") == ["clp", "mine"]
+    assert catalogue.names("defenses") == [*OURS, "mine"]
     assert catalogue.entry("defenses", "mine").origin == str(path)
     assert catalogue.resolve("defenses", "mine").answer == 42  # type: ignore[attr-defined]
     assert sys.path == before
@@ -124,7 +130,10 @@ def test_replaces_takes_the_place_on_purpose(tmp_path: Path) -> None:
         ("defenses: {x: {object: 'a:b', summary: s, origin: me, extra: 1}}", r"unknown key 'extra'"),
         ("defenses: {x: {object: 'a:b'}}", r"defenses\.x in .*mine\.yaml: summary: Field required"),
         ("defenses: {x: {object: 'a.b', summary: s}}", r"object: String should match pattern .*found 'a\.b'"),
-        ("defenses: {x: {object: 'a:b', summary: s, budget: all}}", r"budget: .*'none', 'benign' or 'poisoned', found 'all'"),
+        (
+            "defenses: {x: {object: 'a:b', summary: s, budget: all}}",
+            r"budget: .*'none', 'benign' or 'poisoned', found 'all'",
+        ),
         ("defenses: {x: {object: 'a:b', summary: s, defaults: [1]}}", r"defaults: .*dictionary, found \[1\]"),
         ("defenses: [clp]", r"defenses in .*mine\.yaml: expected names with their values, found \['clp'\]"),
         ("defenses: {x: y}", r"defenses\.x in .*: expected names with their values, found 'y'"),
@@ -148,7 +157,7 @@ def test_missing_file_says_so_and_empty_file_adds_nothing(tmp_path: Path) -> Non
 def test_object_that_cannot_be_imported_fails_only_when_used(tmp_path: Path) -> None:
     text = "defenses: {gone: {object: 'no_such_package_here:X', summary: s}, lacks: {object: 'json:X', summary: s}}"
     catalogue = load_catalogue(registry_file(tmp_path, text))
-    assert catalogue.names("defenses") == ["clp", "gone", "lacks"]
+    assert catalogue.names("defenses") == [*OURS, "gone", "lacks"]
     with pytest.raises(RegistryError, match=r"'gone' \(no_such_package_here:X, from .*mine\.yaml\) cannot be imported"):
         catalogue.resolve("defenses", "gone")
     with pytest.raises(RegistryError, match=r"'lacks' .*AttributeError"):
