@@ -100,7 +100,7 @@ def test_masks_are_those_of_the_loop_written_out(seed: int, as_released: bool) -
     anp = ANP(iterations=3, batch_size=8, lr=2.0, as_released=as_released, **PLAIN)
     values, _ = anp.learn(model, data, seed=seed)
     expected = slow_masks(copy.deepcopy(model), data, anp, seed)
-    assert 0 < np.abs(expected - 1).max()
+    assert np.abs(expected - 1).max() > 0.01
     assert values["norm"].numpy() == pytest.approx(expected, abs=1e-4)
 
 
@@ -198,7 +198,7 @@ def test_only_weights_of_pruned_channels_change(threshold: float | None) -> None
     given = copy.deepcopy(model)
     anp = ANP(iterations=4, batch_size=8, lr=3.0, threshold=threshold)
     values, _ = anp.learn(given, labeled(), seed=0)
-    assert all(0 <= float(v.min()) and float(v.max()) <= 1 for v in values.values())
+    assert all(float(v.min()) >= 0 and float(v.max()) <= 1 for v in values.values())
     assert bits(given) == bits(model)
     repaired = anp.repair(given, budget())
     assert repaired.mask is not None

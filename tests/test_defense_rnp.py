@@ -188,7 +188,7 @@ def test_accuracy_falls_to_the_stop_and_comes_back_by_factors_alone() -> None:
     seen: list[tuple[int, int]] = []
     rnp = RNP(unlearn_lr=0.01, clean_threshold=0.7, batch_size=20, lr=1.0, **PLAIN)
     assert given.benign is not None
-    values, log = rnp.learn(
+    _, log = rnp.learn(
         model, loaded(given.benign, model), seed=0, progress=lambda done, total: seen.append((done, total))
     )
     assert log["unlearned"] is True
@@ -229,7 +229,7 @@ def test_only_weights_of_pruned_channels_of_the_attacked_network_change(threshol
     given = copy.deepcopy(model)
     rnp = RNP(unlearn_epochs=2, recover_epochs=3, lr=3.0, batch_size=8, threshold=threshold)
     values, _ = rnp.learn(given, labeled(), seed=0)
-    assert all(0 <= float(v.min()) and float(v.max()) <= 1 for v in values.values())
+    assert all(float(v.min()) >= 0 and float(v.max()) <= 1 for v in values.values())
     assert bits(given) == bits(model)
     repaired = rnp.repair(given, budget())
     assert repaired.mask is not None

@@ -110,6 +110,7 @@ class ScaledNorms:
         biases = {}
         if of_biases is not None:
             scaled = self.by_layer(self._biases * of_biases)
+            # functional_call of older torch deletes a parameter that is None when it puts it back.
             biases = {name: bias for name, bias in scaled.items() if name in self._with_bias}
         return forward(with_norms(self._network, self.by_layer(self._weights * of_weights), biases), images)
 

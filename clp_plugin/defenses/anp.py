@@ -36,9 +36,10 @@ class ANP(MaskLearning):
 
     Source:
         Wu, Wang: Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021 (arXiv:2110.14430), algorithm
-        1, with its 500 images, batch size, step sizes, alpha, eps and 2000 iterations. As in the public code, the
-        network is in train mode, batches are cropped and flipped, and only weights are pruned.
-        Ours: the choice of the threshold on held-out images, with 0.2 of the images held out. The paper fixes 0.2.
+        1, with its batch size, step sizes, alpha, eps and 2000 iterations. As in the public code, the network is in
+        train mode, batches are cropped and flipped, and only weights are pruned.
+        Ours: the choice of the threshold on held-out images, with 0.2 of the images held out. The public code sweeps it
+        over the test set; 0.2 is the number usually quoted for the paper.
     """
 
     iterations: int = 2000
