@@ -111,6 +111,11 @@ def _decode_one(file: Path, size: int) -> NDArray[np.uint8]:
 
 
 def list_classes(split: Path, classes: list[str]) -> FileList:
+    """The images below ``split/CLASS`` of each class, sorted; a label is a position in ``classes``.
+
+    Raises:
+        RecordError: If a class has no image.
+    """
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
