@@ -111,7 +111,7 @@ def test_equal_masks_are_evaluated_once_and_the_strongest_value_named(
 def test_nothing_is_pruned_if_the_weakest_costs_too_much(monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> None:
     table = Table({0: 0.9, 2: 0.5, 3: 0.9})
     chosen = by_accuracy(monkeypatch, network, table, steps(2, 3))
-    assert (chosen.value, len(chosen.mask)) == (0.0, 0)
+    assert (chosen.value, len(chosen.mask)) == (None, 0)
     assert table.asked == [0, 2]
 
 

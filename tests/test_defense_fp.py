@@ -89,13 +89,14 @@ class FirstGate(nn.Module):
     [
         (tiny, 12, "conv3"),
         (lambda: small("resnet18", width=2), 16, "layer4.1.bn2"),
+        (lambda: small("resnet18", width=2, blocks=(1, 1)), 16, "layer2.0.bn2"),  # its shortcut is executed later
         (lambda: small("preactresnet18", width=2), 16, "layer4.1.conv2"),
         (lambda: small("senet18", width=2), 16, "layer4.1.conv2"),
         (lambda: small("vgg11_bn", width=2), 16, "features.26"),
         (lambda: FirstGate().eval(), 12, "norm"),
     ],
 )
-def test_the_layer_is_the_last_that_is_no_head_and_no_gate(make: Any, size: int, expected: str) -> None:
+def test_the_layer_is_the_deepest_that_is_no_head_and_no_gate(make: Any, size: int, expected: str) -> None:
     assert last_layer(fuse(make(), (3, size, size))).name == expected
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -37,12 +37,12 @@ class Chosen:
     """The candidate that was chosen, and by what.
 
     Attributes:
-        value: Of the parameter.
+        value: Of the parameter; None where even the weakest candidate costs too much, so that nothing is pruned.
         mask: What is pruned.
         log: The rule and every candidate that was tried, with its figures.
     """
 
-    value: float
+    value: float | None
     mask: Mask
     log: dict[str, Any]
 
@@ -66,7 +66,7 @@ def choose_by_benign_accuracy(
         Ours: the papers leave the choice open or fix a number; the toolboxes use the test set.
     """
     before = accuracy(model, held_out)
-    chosen, tried, known = Candidate(candidates[0].value, Mask({})), [], {Mask({}).fingerprint(): before}
+    chosen, tried, known = Chosen(None, Mask({}), {}), [], {Mask({}).fingerprint(): before}
     for candidate in candidates:
         mark = candidate.mask.fingerprint()
         if mark not in known:
@@ -76,9 +76,9 @@ def choose_by_benign_accuracy(
         # Counts of images are whole: half an image of slack keeps rounding from deciding.
         if before - known[mark] > tolerance + 0.5 / len(held_out):
             break
-        chosen = candidate
+        chosen = Chosen(candidate.value, candidate.mask, {})
     rule = f"strongest with at most {tolerance:g} less accuracy on {len(held_out)} held-out benign images"
-    return Chosen(chosen.value, chosen.mask, {"rule": rule, "held_out_acc": before, "tried": tried})
+    return replace(chosen, log={"rule": rule, "held_out_acc": before, "tried": tried})
 
 
 def choose_by_test_set(
@@ -100,7 +100,7 @@ def choose_by_test_set(
             and RNP). ``"acc"``: the last one before the first whose accuracy falls by more (its FP).
     """
     before = judge(model)
-    chosen, best, tried = Candidate(candidates[0].value, Mask({})), before.asr, []
+    chosen, best, tried = Chosen(None, Mask({}), {}), before.asr, []
     known = {Mask({}).fingerprint(): before}
     for candidate in candidates:
         mark = candidate.mask.fingerprint()
@@ -114,9 +114,9 @@ def choose_by_test_set(
                 break
             continue
         if by == "acc" or found.asr < best:
-            chosen, best = candidate, found.asr
+            chosen, best = Chosen(candidate.value, candidate.mask, {}), found.asr
     rule = "oracle: " + ("lowest test ASR" if by == "asr" else "strongest") + " with less than 10 % loss of test ACC"
-    return Chosen(chosen.value, chosen.mask, {"rule": rule, "tried": tried})
+    return replace(chosen, log={"rule": rule, "tried": tried})
 
 
 def choose(

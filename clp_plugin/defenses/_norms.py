@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from clp_plugin.channel_graph import is_norm
 from clp_plugin.defenses._choice import Candidate, choose
-from clp_plugin.defenses._training import Labeled, benign_images, device_of, forward, hold_out, require_in_range
+from clp_plugin.defenses._training import (
+    Labeled,
+    benign_images,
+    device_of,
+    forward,
+    hold_out,
+    is_count,
+    require_in_range,
+)
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.masking import apply_mask
@@ -216,8 +224,3 @@ class MaskLearning(ABC):
                 "out; give more benign images or lower held_out"
             )
         return data, held_out
-
-
-def is_count(value: object, least: int) -> bool:
-    """Whether it is a whole number of at least ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

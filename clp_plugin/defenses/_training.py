@@ -68,12 +68,12 @@ class SGDTraining:
     def __post_init__(self) -> None:
         require_in_range(
             self,
-            ("epochs", is_whole(self.epochs) and self.epochs >= 0, "a whole number of at least 0"),
+            ("epochs", is_count(self.epochs, 0), "a whole number of at least 0"),
             ("lr", self.lr > 0, "above 0"),
-            ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "at least 2 (BatchNorm needs several)"),
+            ("batch_size", is_count(self.batch_size, 2), "at least 2 (BatchNorm needs several)"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("crop_padding", is_whole(self.crop_padding) and self.crop_padding >= 0, "a whole number of at least 0"),
+            ("crop_padding", is_count(self.crop_padding, 0), "a whole number of at least 0"),
         )
 
 
@@ -93,9 +93,9 @@ def require_in_range(defense: object, *rules: tuple[str, bool, str]) -> None:
             raise ConfigError(f"{kind}: expected {name} {expected}, found {getattr(defense, name)!r}")
 
 
-def is_whole(value: object) -> bool:
-    """Whether an option is a whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_count(value: object, least: int) -> bool:
+    """Whether an option is a whole number of at least ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clp_plugin.defenses._dhbe_nets import ImageGenerator, PatchGenerator, add_patches, total_variation
-from clp_plugin.defenses._training import device_of, finite, forward, is_whole, require_in_range
+from clp_plugin.defenses._training import device_of, finite, forward, is_count, require_in_range
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.precision import memory_format, resolve
@@ -75,10 +75,10 @@ class DHBE:
     def __post_init__(self) -> None:
         require_in_range(
             self,
-            ("iterations", is_whole(self.iterations) and self.iterations >= 0, "a whole number, at least 0"),
-            ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "a whole number, at least 2"),
+            ("iterations", is_count(self.iterations, 0), "a whole number, at least 0"),
+            ("batch_size", is_count(self.batch_size, 2), "a whole number, at least 2"),
             *(
-                (name, is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number, at least 1")
+                (name, is_count(getattr(self, name), 1), "a whole number, at least 1")
                 for name in ("student_steps", "latent", "width", "patch")
             ),
             *((name, 0 < getattr(self, name) < math.inf, "above 0") for name in ("lr", "generator_lr")),

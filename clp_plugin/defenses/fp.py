@@ -56,9 +56,9 @@ class FP(SGDTraining):
         Liu, Dolan-Gavitt, Garg: Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks, RAID 2018
         (arXiv:1805.12185). Fine-tuned as in CLP (ECCV 2022), 5.1; see :class:`clp_plugin.defenses.ft.FT`. Steps of 1 % as
         in BackdoorBench.
-        Deviations: the number for ``tolerance`` is ours. The layer is the last of the fused view (:func:`last_layer`), so
-        channels are pruned behind their BatchNorm; where a shortcut is added behind it (pre-activation networks), only
-        the layer's own part of the sum is silenced. BackdoorBench ranks and cuts the inputs of the classifier instead,
+        Deviations: the number for ``tolerance`` is ours. The layer is one of the fused view (:func:`last_layer`), so
+        channels are pruned behind their BatchNorm; where a shortcut is added behind it (residual networks), only the
+        layer's own part of the sum is silenced. BackdoorBench ranks and cuts the inputs of the classifier instead,
         and stops by the test set.
     """
 
@@ -128,19 +128,33 @@ class FP(SGDTraining):
 
 
 def last_layer(view: FusedView) -> LinearLayer:
-    """The layer to prune: the last to be executed, in eval mode, that is no classifier head and no gate.
+    """The layer to prune: the deepest, in eval mode, that is no classifier head and no gate.
 
-    Gates are the layers of squeeze-and-excitation blocks, which are executed after the convolution that they scale. A gate
-    whose channel is silent gives one half, not nothing.
+    Deepest means the most convolutions, norms and linear maps on the longest way from the image; of several such layers the
+    one that is executed last. The layer executed last may be a block's shortcut, which is not what the block learned. Gates
+    are the layers of squeeze-and-excitation blocks, behind the convolution that they scale: a gate whose channel is silent
+    gives one half, not nothing.
 
     Raises:
         ConfigError: If there is none.
     """
-    carrying = _carrying(view.graphs[0])
+    graph = view.graphs[0]
+    carrying = _carrying(graph)
     layers = [layer for layer in view.layers if layer.kind != "head" and layer.name in carrying]
     if not layers:
         raise ConfigError("fp prunes the last convolution, and this network has none besides its classifier; use ft")
-    return layers[-1]
+    depths = _depths(graph)
+    return max(reversed(layers), key=lambda layer: depths[layer.name])
+
+
+def _depths(graph: ChannelGraph) -> dict[str, int]:
+    """Module name to the number of layers on the longest way from the image to its first call, itself included."""
+    of_node: list[int] = []
+    depths: dict[str, int] = {}
+    for node in graph.nodes:
+        of_node.append(max((of_node[parent] for parent in node.parents), default=0) + bool(node.module))
+        depths.setdefault(node.module, of_node[-1])
+    return depths
 
 
 def _carrying(graph: ChannelGraph) -> set[str]:
