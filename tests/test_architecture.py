@@ -16,7 +16,17 @@ pytestmark = pytest.mark.skipif(not (ROOT / "adapters").is_dir(), reason="needs 
 
 # Inside the core, everything that draws or reads results must stay importable without torch.
 FOR_REPORTS = {"types", "selection", "errors", "store", "safe_io", "_atomic", "_pickles", "reports"}
-FOR_ADAPTERS = {"types", "errors", "images", "augmentation", "precision", "safe_io", "architectures", "config", "adapters"}
+FOR_ADAPTERS = {
+    "types",
+    "errors",
+    "images",
+    "augmentation",
+    "precision",
+    "safe_io",
+    "architectures",
+    "config",
+    "adapters",
+}
 # Programs of the child process in which a toolbox's scripts run: they exist to change that process.
 CHILD = {"clp_plugin.adapters.backdoorbench.launcher", "clp_plugin.adapters.backdoorbench.bridges"}
 ENDPOINTS = {
