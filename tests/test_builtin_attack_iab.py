@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks._iab_nets import UShaped, diversity, scaled, sharp_mask
+from clp_plugin.adapters.builtin.attacks._iab_training import IABOptions, InputAwareHook, mask_loss
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
-from clp_plugin.adapters.builtin.attacks.iab import IAB, IABOptions, InputAwareHook, mask_loss
+from clp_plugin.adapters.builtin.attacks.iab import IAB
 from clp_plugin.adapters.builtin.hooks import Batch
 from clp_plugin.adapters.builtin.models import build
 from clp_plugin.adapters.builtin.recipes import AttackSettings, Recipe
@@ -327,7 +328,7 @@ def kill_after(hook: InputAwareHook, batches: int) -> InputAwareHook:
                 raise _KilledError
             return super().__call__(batch, indices, generator)
 
-    return Killing(hook.attack, hook.poisoned, torch.device("cpu"))
+    return Killing(hook.generator, hook.mask, hook.options, hook.poisoned, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("batches", [1, 4])

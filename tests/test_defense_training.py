@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.defenses import _training
+from clp_plugin.defenses._options import require_in_range
 from clp_plugin.defenses._training import (
     Labeled,
     SGDTraining,
@@ -27,7 +28,6 @@ from clp_plugin.defenses._training import (
     loaded,
     minibatches,
     part_of,
-    require_in_range,
     train_with_sgd,
 )
 from clp_plugin.defenses.base import Budget

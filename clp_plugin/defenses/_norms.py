@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from clp_plugin.channel_graph import is_norm
 from clp_plugin.defenses._choice import Candidate, choose
-from clp_plugin.defenses._training import (
-    Labeled,
-    benign_images,
-    device_of,
-    forward,
-    hold_out,
-    is_count,
-    require_in_range,
-)
+from clp_plugin.defenses._options import is_count, require_in_range
+from clp_plugin.defenses._training import Labeled, benign_images, device_of, forward, hold_out
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.masking import apply_mask

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.augmentation import augment
+from clp_plugin.defenses._options import is_count, require_in_range
 from clp_plugin.defenses.base import Budget, Progress
 from clp_plugin.errors import ConfigError
 from clp_plugin.precision import memory_format, resolve
@@ -75,32 +76,6 @@ class SGDTraining:
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
             ("crop_padding", is_count(self.crop_padding, 0), "a whole number of at least 0"),
         )
-
-
-def require_in_range(defense: object, *rules: tuple[str, bool, str]) -> None:
-    """Refuse impossible options.
-
-    Args:
-        defense: Whose attributes they are.
-        *rules: Attribute, whether it is fine, and what is expected.
-
-    Raises:
-        ConfigError: On the first that is not fine.
-    """
-    for name, fine, expected in rules:
-        if not fine:
-            kind = type(defense).__name__.lower()
-            raise ConfigError(f"{kind}: expected {name} {expected}, found {getattr(defense, name)!r}")
-
-
-def is_count(value: object, least: int) -> bool:
-    """Whether an option is a whole number of at least ``least``; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: object) -> bool:
-    """Whether an option is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def part_of(progress: Progress | None, start: int, total: int) -> Progress | None:

@@ -12,7 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.augmentation import augment
 from clp_plugin.defenses._norms import MaskLearning, ScaledNorms, working_copy
-from clp_plugin.defenses._training import Labeled, finite, is_count, require_in_range
+from clp_plugin.defenses._options import is_count, require_in_range
+from clp_plugin.defenses._training import Labeled, finite
 from clp_plugin.defenses.base import Progress
 
 _STRETCHES = 10

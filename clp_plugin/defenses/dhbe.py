@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from clp_plugin.defenses._dhbe_nets import ImageGenerator, PatchGenerator, add_patches, total_variation
-from clp_plugin.defenses._training import device_of, finite, forward, is_count, require_in_range
+from clp_plugin.defenses._options import is_count, require_in_range
+from clp_plugin.defenses._training import device_of, finite, forward
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.precision import memory_format, resolve

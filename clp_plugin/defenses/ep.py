@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clp_plugin.defenses._options import is_number, require_in_range
 from clp_plugin.defenses._preactivation import prune_outliers, require_finite, watch_norm_inputs
-from clp_plugin.defenses._training import is_number, require_in_range
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.types import Floats
 

@@ -14,15 +14,8 @@ from torch import Tensor, nn
 
 from clp_plugin.channel_graph import ChannelGraph
 from clp_plugin.defenses._choice import Candidate, choose
-from clp_plugin.defenses._training import (
-    Labeled,
-    SGDTraining,
-    benign_images,
-    hold_out,
-    part_of,
-    require_in_range,
-    train_with_sgd,
-)
+from clp_plugin.defenses._options import require_in_range
+from clp_plugin.defenses._training import Labeled, SGDTraining, benign_images, hold_out, part_of, train_with_sgd
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion import FusedView, LinearLayer, fuse

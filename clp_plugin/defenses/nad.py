@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from clp_plugin.defenses._options import is_count, require_in_range
 from clp_plugin.defenses._stages import Stage, attention, maps_of, stages
 from clp_plugin.defenses._training import (
     Labeled,
@@ -19,9 +20,7 @@ from clp_plugin.defenses._training import (
     benign_images,
     device_of,
     forward,
-    is_count,
     part_of,
-    require_in_range,
     train_with_sgd,
 )
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired

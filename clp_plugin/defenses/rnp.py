@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.defenses._norms import MaskLearning, ScaledNorms, working_copy
-from clp_plugin.defenses._training import Labeled, finite, forward, is_count, minibatches, require_in_range
+from clp_plugin.defenses._options import is_count, require_in_range
+from clp_plugin.defenses._training import Labeled, finite, forward, minibatches
 from clp_plugin.defenses.base import Progress
 
 _LR_MILESTONES = (10, 20)

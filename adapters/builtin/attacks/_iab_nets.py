@@ -86,3 +86,8 @@ def _rms(differences: Tensor) -> Tensor:
     flat = differences.flatten(1)
     # The norm's derivative at 0 is 0; that of the square root of a mean is not a number.
     return cast(Tensor, torch.linalg.vector_norm(flat, dim=1) / math.sqrt(flat.shape[1]))
+
+
+def blend(images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
+    """Images in 0 to 255 with patterns in [0, 1] where the masks are 1."""
+    return images + (255 * patterns - images) * masks
