@@ -419,6 +419,31 @@ def test_defend_twice_gives_the_same_numbers(record: Path, tmp_path: Path) -> No
     assert without(first, "seconds") == without(second, "seconds")
 
 
+def test_an_oracles_numbers_are_marked_wherever_they_are_shown(record: Path, tmp_path: Path) -> None:
+    command = ["defend", "--record", record, "--protocol", "oracle", "--device", "cpu"]
+    shown = bench(*command)
+    assert shown.code == 0
+    assert "after clp (oracle)" in shown.out
+    folder = record / "defense" / "clp" / "oracle-seed0"
+    assert load_outcome(folder / "outcome.json").protocol == "oracle"
+    assert bench(*command, "--json", "--out", tmp_path).json["protocol"] == "oracle"
+    assert "ft chooses no parameter by results" in refused(*command, "--method", "ft", "--out", tmp_path / "x")
+
+
+def test_a_budget_that_cannot_be_given_is_told(record: Path, tmp_path: Path) -> None:
+    base = ["defend", "--record", record, "--device", "cpu", "--out", tmp_path / "x", "--method"]
+    assert "clp sees no images; leave out --n-budget" in refused(*base, "clp", "--n-budget", "5")
+    assert "holds 3 benign images; give 2 to 3, found 4" in refused(*base, "ft", "--n-budget", "4")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_scale_says_what_it_changed(record: Path, tmp_path: Path) -> None:
+    base = ["defend", "--record", record, "--device", "cpu", "--scale", "small", "--method"]
+    assert "scale small: changes nothing for clp" in bench(*base, "clp", "--out", tmp_path / "a").err
+    found = bench(*base, "nad", "--option", "epochs=1", "--n-budget", "3", "--out", tmp_path / "b")
+    assert "scale small: teacher_epochs 10 -> 5\n" in found.err  # epochs was given, not scaled
+
+
 def test_defend_options_reach_the_method(record: Path, tmp_path: Path) -> None:
     base = ["defend", "--record", record, "--u", "1", "--out", tmp_path, "--json"]
     relative = bench(*base, "--score", "relative", "--norm", "exact", "--seed", "5").json

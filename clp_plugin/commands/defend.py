@@ -194,7 +194,7 @@ def defense_json(run: DefenseRun, folder: Path) -> dict[str, Any]:
 
 def show_defense(record: Record, run: DefenseRun) -> None:
     """Before and after, and what was pruned."""
-    after = f"after {run.outcome.method}"
+    after = f"after {run.outcome.method}" + " (oracle)" * (run.outcome.protocol == "oracle")
     pruned = {"before": 0, after: run.outcome.pruned if run.outcome.pruned is not None else "-"}
     show_metrics(
         f"{record.provenance.attack} on {record.provenance.dataset}, {record.provenance.architecture}",
