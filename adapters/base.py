@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Images of the poisoned training set that a record offers. EP, which asks for a batch of it, was published with 500.
+TRAINING_SAMPLE = 500
+
+
 @dataclass(frozen=True)
 class RecordListing:
     """One line of ``bench list records``.

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from clp_plugin.budget import Protocol, draw_budget
+from clp_plugin.budget import ChoiceProtocol, draw_budget
 from clp_plugin.defenses.base import BudgetKind, Defense, Progress, Repaired
 from clp_plugin.errors import ConfigError, RegistryError, unknown_name
 from clp_plugin.evaluation import evaluate
@@ -105,7 +105,7 @@ def run_defense(
     progress: Progress | None = None,
     before: Metrics | None = None,
     n_budget: int | None = None,
-    protocol: Protocol = "defender",
+    protocol: ChoiceProtocol = "defender",
 ) -> DefenseRun:
     """Repair a copy of the record's model and measure both.
 
@@ -125,9 +125,9 @@ def run_defense(
     Raises:
         ConfigError: If the budget cannot be given, the defense chooses nothing, or it refuses the network.
     """
+    budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
     own = copy.deepcopy(record.model).to(device).eval()
     before = before or evaluate(own, record, device=device)
-    budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
     start = time.perf_counter()
     with _seeded(seed, device):
         repaired = defense.repair(own, budget, seed=seed, progress=progress)

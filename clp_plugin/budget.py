@@ -12,7 +12,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.types import Record
 
-Protocol = Literal["defender", "oracle"]
+ChoiceProtocol = Literal["defender", "oracle"]
 DEFAULT_BUDGET = 500
 _KINDS = {"benign": "benign images", "poisoned": "images of the poisoned training set"}
 
@@ -23,7 +23,7 @@ def draw_budget(
     defense: Defense,
     *,
     n: int | None = None,
-    protocol: Protocol = "defender",
+    protocol: ChoiceProtocol = "defender",
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[Budget, str]:

@@ -15,12 +15,17 @@ from clp_plugin.errors import ConfigError
 from ._style import SMALL, new_figure
 from .tables import method_label
 
+REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
+_REMOVED_TITLE = (
+    "Records on which ASR falls to 10 % or less for at most 5 points of accuracy, and means over all records"
+)
 _NUMBERS = ("before_acc", "before_asr", "after_acc", "after_asr", "after_ra", "der", "seconds")
 _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
 
 
 def matrix_markdown(frame: pd.DataFrame) -> str:
-    """Attacks down, defenses across: ACC / ASR in percent, mean over seeds, then DER, RA and seconds in tables of their own.
+    """Attacks down, defenses across: ACC / ASR in percent, mean over seeds; then, in tables of their own, a summary of
+    each method, the range of ASR over seeds, DER, RA and seconds.
 
     Args:
         frame: Of :func:`clp_plugin.store.outcomes_frame`; a cell without a result is a dash.
@@ -32,6 +37,7 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     seeds = sorted(done["seed"].dropna().unique().tolist())
     over = ", ".join(str(seed) for seed in seeds)
     parts = [f"ACC / ASR in percent, mean over seeds {over}. `before` is the attacked model.\n\n{_table(_pairs(done))}"]
+    parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(done), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
     for title, grid, digits in (
         ("Range of ASR over seeds, percentage points", 100 * spread, 0),
@@ -43,6 +49,22 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     failed = frame[frame["status"] == "failed"]
     parts += [f"\nFailed: {row.method} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
     return "".join(parts)
+
+
+def _summary(done: pd.DataFrame) -> pd.DataFrame:
+    """A row a method: on how many records it removed the backdoor at little cost, and its means over all of them."""
+    cheap = done["before_acc"] - done["after_acc"] <= REMOVED_ACC_DROP
+    marked = done.assign(removed=cheap & (done["after_asr"] <= REMOVED_ASR))
+    by_method = marked.groupby("label", sort=False)
+    return pd.DataFrame(
+        {
+            "removed": [f"{int(group['removed'].sum())} of {len(group)}" for _, group in by_method],
+            "mean ACC %": [f"{100 * group['after_acc'].mean():.1f}" for _, group in by_method],
+            "mean ASR %": [f"{100 * group['after_asr'].mean():.1f}" for _, group in by_method],
+            "mean DER": [f"{group['der'].mean():.2f}" for _, group in by_method],
+        },
+        index=list(by_method.groups),
+    )
 
 
 def matrix_figure(frame: pd.DataFrame) -> Figure:
@@ -115,8 +137,8 @@ def _numbers(grid: pd.DataFrame, digits: int) -> pd.DataFrame:
     return grid.map(lambda value: "-" if pd.isna(value) else f"{value:.{digits}f}")
 
 
-def _table(cells: pd.DataFrame) -> str:
-    heads = ["attack", *map(str, cells.columns)]
+def _table(cells: pd.DataFrame, first: str = "attack") -> str:
+    heads = [first, *map(str, cells.columns)]
     lines = [heads, ["---", *["--:"] * len(cells.columns)]]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy().tolist(), strict=True)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

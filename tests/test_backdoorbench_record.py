@@ -66,6 +66,23 @@ def refusal(folder: Path, kind: type[Exception] = RecordError) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("rule", ["all2one", "all2all"])
+def test_the_part_of_the_training_set_is_as_it_was_trained_on(tmp_path: Path, rule: Any) -> None:
+    tree = write_record(tmp_path, rule=rule)
+    found = ADAPTER.open(tree.folder).poisoned_training
+    assert found is not None
+    trained_on, labels = tree.train.copy(), tree.train_labels.copy()
+    trained_on[tree.train_indices, -3:, -3:] = 255  # the trigger of these trees
+    labels[tree.train_indices] = 3 if rule == "all2one" else (labels[tree.train_indices] + 1) % CLASSES
+    assert len(tree.train_indices) > 0
+    assert torch.allclose(everything(found), transformed(trained_on), atol=1e-6)  # fewer than 500: all, in order
+    assert found.labels.tolist() == labels.tolist()
+
+
+def test_an_attack_that_stored_no_poisoned_training_images_offers_none(tmp_path: Path) -> None:
+    assert ADAPTER.open(write_record(tmp_path, with_train=False).folder).poisoned_training is None
+
+
 @pytest.mark.parametrize("numpy_home", ["core", "_core"])
 @pytest.mark.parametrize("key", [np.int64, int])
 def test_poisoned_sets_are_read_in_the_toolboxs_order(

@@ -95,6 +95,40 @@ def test_a_cell_that_fails_is_stored_so_and_tried_again(tmp_path: Path) -> None:
     assert load_outcome(cell).status == "ok"
 
 
+@pytest.mark.usefixtures("small")
+def test_a_method_that_breaks_down_stops_no_other_cell(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    budget = 'none'\n    def repair(self, *args, **options): raise ZeroDivisionError('a bug')\n"
+    )
+    (tmp_path / "mine.yaml").write_text("defenses:\n  mine: {object: 'mine.py:Mine', summary: s}\n")
+    found = matrix(tmp_path / "out", "--defense", "mine", "--registry", tmp_path / "mine.yaml").json
+    assert (found["cells"], found["failed"]) == (4, 2)
+    cell = tmp_path / "out/badnets-seed3/defense/mine/default-seed3/outcome.json"
+    assert load_outcome(cell).error == "ZeroDivisionError: a bug"
+
+
+@pytest.mark.usefixtures("small")
+def test_an_outcome_of_another_model_or_other_options_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    matrix(tmp_path)
+    cell = tmp_path / "badnets-seed3/defense/clp/default-seed3/outcome.json"
+    good = cell.read_text()
+    sha256 = load_outcome(cell).provenance["sha256"]
+    for wrong in (good.replace(sha256, "0" * 64), good.replace('"u": 3.0', '"u": 7.0')):
+        assert wrong != good
+        cell.write_text(wrong)
+        matrix(tmp_path)
+        assert load_outcome(cell).provenance["sha256"] == sha256
+        assert load_outcome(cell).options["u"] == 3.0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_record_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix(tmp_path)
+    monkeypatch.setattr(attack_command, "PRESETS", {**PRESETS, "small": replace(TINY, poison_rate=0.2)})
+    base = ["matrix", "--out", tmp_path, "--attack", "badnets", "--defense", "clp", "--seeds", "3", "--device", "cpu"]
+    assert "badnets-seed3 holds a record of other settings than preset 'small'" in refused(*base)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -146,6 +180,19 @@ def test_the_table_holds_means_over_seeds_and_dashes_where_nothing_was_run() -> 
     assert "| badnets | 50 | 0 | - |" in page  # range over seeds
     assert "| badnets | 2.0 | 1.5 | - |" in page  # seconds
     assert "Failed: ft on badnets-all-seed0: boom" in page
+
+
+def test_the_summary_counts_records_where_the_backdoor_is_gone_for_little_accuracy() -> None:
+    outcomes = [
+        outcome("a", "clp", 0, 0.93, 0.1),  # both at their limits: 0.98 - 0.05, and 10 %
+        outcome("b", "clp", 0, 0.92, 0.0),  # too dear
+        outcome("c", "clp", 0, 0.98, 0.11),  # still there
+        outcome("a", "ft", 0, 0.97, 0.04),
+    ]
+    page = matrix_markdown(outcomes_frame(outcomes))
+    assert "| method | removed | mean ACC % | mean ASR % | mean DER |" in page
+    assert "| clp | 1 of 3 | 94.3 | 7.0 | 0.75 |" in page
+    assert "| ft | 1 of 1 | 97.0 | 4.0 | 0.75 |" in page
 
 
 def test_the_figure_shows_the_same_numbers() -> None:

@@ -12,15 +12,14 @@ from clp_plugin.errors import ClpError, RecordError
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
-from ..base import RecordListing
+from ..base import TRAINING_SAMPLE, RecordListing
 from ..builtin.record_files import sha256
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split
-from .image_files import DecodedFiles, DeferredImages, FileImages, decode
+from .image_files import DecodedFiles, DeferredImages, FileImages
 from .models import build, load_weights
 
 TOOLBOX = "backdoorbench"
-TRAINING_SAMPLE = 500  # as of the built-in records
 _MARKS = (FILE, INFO, "clean_model.pth")
 
 
@@ -102,12 +101,11 @@ def _training_sample(facts: DatasetFacts, root: Path, poisoned: PoisonedSet, see
     part = clean.take(chosen)
     pixels = part.pixels.copy() if isinstance(part, ArrayImages) else part.pixels[part.positions]
     labels = part.labels.copy()
-    files = poisoned.files
-    place_of = {int(index): place for place, index in enumerate(poisoned.indices)}
-    for row, index in enumerate(chosen.tolist()):
-        if index in place_of:
-            pixels[row] = decode(files[place_of[index]], facts.shape)
-            labels[row] = poisoned.given_labels[place_of[index]]
+    _, rows, places = np.intersect1d(chosen, poisoned.indices, return_indices=True)
+    if len(places):
+        files = poisoned.files
+        pixels[rows] = DecodedFiles([files[place] for place in places], facts.shape)[np.arange(len(places))]
+        labels[rows] = poisoned.given_labels[places]
     return ArrayImages(pixels, labels, facts.mean, facts.std)
 
 

@@ -17,6 +17,7 @@ from clp_plugin.precision import resolve
 from clp_plugin.safe_io import write_json_atomically
 from clp_plugin.types import TargetRule
 
+from ..base import TRAINING_SAMPLE
 from ._random import Stream, torch_seed
 from .attacks.base import Attack
 from .attacks.catalogue import create_attack
@@ -29,8 +30,6 @@ from .scene import Scene, preparation_seed
 from .training import Progress, train
 
 CHECKPOINT = "training.pt"
-# EP, which asks for a batch of the poisoned training set, was published with batches of 500 (NeurIPS 2022).
-TRAINING_SAMPLE = 500
 _RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
 
 

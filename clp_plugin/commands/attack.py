@@ -74,16 +74,23 @@ def note_if_it_did_not_take(metrics: Metrics, remedy: str) -> None:
 
 
 def train_record(
-    settings: AttackSettings, out: Path, device: str, *, force: bool = False, attack_type: Any = None
+    settings: AttackSettings,
+    out: Path,
+    device: str,
+    *,
+    force: bool = False,
+    attack_type: Any = None,
+    label: str = "training",
 ) -> None:
-    """Run an attack with a progress bar."""
-    with progress_bar("training") as report:
+    """Run an attack with a progress bar of that label."""
+    start = time.perf_counter()
+    with progress_bar(label) as report:
 
         def progress(epoch: float, epochs: int, loss: float, seconds_left: float) -> None:
             report(int(100 * epoch), 100 * epochs)
 
         run_attack(settings, out, device=pick_device(device), force=force, progress=progress, attack_type=attack_type)
-    say(f"stored the attacked model in {out}")
+    say(f"stored the attacked model in {out} after {time.perf_counter() - start:.0f} s")
 
 
 def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, Any] | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.bench import DefenseRun, make_defense, run_defense, save_defense
-from clp_plugin.budget import Protocol
+from clp_plugin.budget import ChoiceProtocol
 from clp_plugin.commands.attack import show_metrics
 from clp_plugin.console import command_line, emit_json, pick_device, progress_bar, say
 from clp_plugin.defenses.clp import CLP
@@ -38,7 +38,7 @@ class DefendRequest:
     root: Path | None = None
     sweep: str | None = None
     n_budget: int | None = None
-    protocol: Protocol = "defender"
+    protocol: ChoiceProtocol = "defender"
     scale: str = "paper"
     seed: int = 0
     device: str = "auto"
@@ -213,7 +213,7 @@ def slug(
     options: Mapping[str, Any],
     *,
     seed: int,
-    protocol: Protocol = "defender",
+    protocol: ChoiceProtocol = "defender",
     n_budget: int | None = None,
 ) -> str:
     """A folder name that tells runs apart by what is not usual about them: ``default-seed0``, ``u2.5-oracle-seed1``."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.recipes import AttackSettings
-from clp_plugin.adapters.builtin.record_files import DESCRIPTION
+from clp_plugin.adapters.builtin.record_files import DESCRIPTION, read_description
 from clp_plugin.bench import make_defense, run_defense, save_defense
-from clp_plugin.budget import Protocol
-from clp_plugin.commands.attack import AttackRequest, attack_settings
+from clp_plugin.budget import ChoiceProtocol
+from clp_plugin.commands.attack import AttackRequest, attack_settings, train_record
 from clp_plugin.commands.defend import OUTCOME, slug
 from clp_plugin.console import command_line, emit_json, pick_device, progress_bar, say
 from clp_plugin.defenses.base import Defense
@@ -48,7 +48,7 @@ class MatrixRequest:
     seeds: Sequence[int] = (0, 1)
     preset: str = "small"
     scale: str = "small"
-    protocol: Protocol = "defender"
+    protocol: ChoiceProtocol = "defender"
     device: str = "auto"
     registry: Path | None = None
 
@@ -101,7 +101,7 @@ def _row(
             continue
         name = slug(planned.defense, planned.options, seed=seed, protocol=request.protocol)
         folder = path / "defense" / method / name
-        if (folder / OUTCOME).is_file() and (earlier := load_outcome(folder / OUTCOME)).status == "ok":
+        if (earlier := _kept(folder / OUTCOME, record, planned)) is not None:
             yield earlier
             continue
         before = before or evaluate(record.model, record, device=device)
@@ -115,19 +115,24 @@ def _settings(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: i
 
 
 def _attack(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int, path: Path, device: str) -> None:
-    if (path / DESCRIPTION).is_file():
-        return
     settings = _settings(request, catalogue, attack, seed)
-    start = time.perf_counter()
-    with progress_bar(f"{attack}, seed {seed}") as report:
-        run_attack(
-            settings,
-            path,
-            device=device,
-            progress=lambda epoch, epochs, *_: report(int(100 * epoch), 100 * epochs),
-            attack_type=cast(Any, catalogue.resolve("attacks", settings.method)),
-        )
-    say(f"{attack}, seed {seed}: attacked in {time.perf_counter() - start:.0f} s")
+    if (path / DESCRIPTION).is_file():
+        if read_description(path).settings != json.loads(json.dumps(settings.to_json())):
+            raise ConfigError(
+                f"{path} holds a record of other settings than preset {request.preset!r}; give another --out"
+            )
+        return
+    attack_type = catalogue.resolve("attacks", settings.method)
+    train_record(settings, path, device, attack_type=attack_type, label=f"{attack}, seed {seed}")
+
+
+def _kept(file: Path, record: Record, planned: _Planned) -> Outcome | None:
+    """The outcome that stands there, if it is of this very model and these options, and did not fail."""
+    if not file.is_file():
+        return None
+    earlier = load_outcome(file)
+    same = (earlier.options, earlier.provenance["sha256"]) == (planned.options, record.provenance.sha256)
+    return earlier if same and earlier.status == "ok" else None
 
 
 def _plan(request: MatrixRequest, catalogue: Catalogue, method: str, record: Record) -> _Planned | None:
@@ -154,8 +159,9 @@ def _defend(
                 before=before,
                 protocol=request.protocol,
             )
-    except ClpError as error:
-        return _failed(request, record, planned, seed, device, str(error), folder)
+    except Exception as error:  # hours of other cells must not be lost to one method, whoever wrote it
+        told = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
+        return _failed(request, record, planned, seed, device, told, folder)
     with staged_folder(folder) as place:
         save_defense(run, place)
     after = run.after
