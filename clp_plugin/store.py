@@ -115,6 +115,10 @@ class Outcome(BaseModel):
             raise ValueError("a failed outcome needs its error, and only a failed one has it")
         return self
 
+    def has_options(self, options: Mapping[str, Any]) -> bool:
+        """Whether these were its options, as a file tells them: there a tuple is a list."""
+        return bool(self.model_dump(mode="json")["options"] == json.loads(json.dumps(dict(options))))
+
     @property
     def pruned(self) -> int | None:
         """Number of pruned channels, None if no mask was made."""

@@ -130,7 +130,7 @@ def _pairs(done: pd.DataFrame) -> pd.DataFrame:
 
 def _before(done: pd.DataFrame, key: str) -> pd.Series[float]:
     """Mean over the attacked models, each counted once whatever was run on it."""
-    return done.drop_duplicates("record").groupby("attacked", sort=False)[f"before_{key}"].mean()
+    return done.drop_duplicates("sha256").groupby("attacked", sort=False)[f"before_{key}"].mean()
 
 
 def _numbers(grid: pd.DataFrame, digits: int) -> pd.DataFrame:

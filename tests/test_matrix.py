@@ -121,6 +121,11 @@ def test_an_outcome_of_another_model_or_other_options_is_not_taken_for_this_one(
         assert load_outcome(cell).options["u"] == 3.0
 
 
+def test_options_are_compared_as_a_file_tells_them() -> None:
+    assert outcome("a", "nad", 0, 0.9, 0.1, options={"betas": [1.0, 2.0]}).has_options({"betas": (1.0, 2.0)})
+    assert not outcome("a", "nad", 0, 0.9, 0.1, options={"betas": [1.0, 2.0]}).has_options({"betas": (1.0, 3.0)})
+
+
 @pytest.mark.usefixtures("small")
 def test_a_record_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix(tmp_path)
@@ -180,6 +185,15 @@ def test_the_table_holds_means_over_seeds_and_dashes_where_nothing_was_run() -> 
     assert "| badnets | 50 | 0 | - |" in page  # range over seeds
     assert "| badnets | 2.0 | 1.5 | - |" in page  # seconds
     assert "Failed: ft on badnets-all-seed0: boom" in page
+
+
+def test_a_model_counts_once_however_its_folder_was_called() -> None:
+    here = outcome("a", "clp", 0, 0.9, 0.0)
+    there = outcome("a", "ft", 0, 0.9, 0.0).model_copy(
+        update={"provenance": {**here.provenance, "path": "/elsewhere/a-seed0"}}
+    )
+    page = matrix_markdown(outcomes_frame([here, there, outcome("a", "clp", 1, 0.9, 0.0)]))
+    assert "| a | 98.0 / 95.0 | 90.0 / 0.0 | 90.0 / 0.0 |" in page  # not weighted towards the seed with two methods
 
 
 def test_the_summary_counts_records_where_the_backdoor_is_gone_for_little_accuracy() -> None:

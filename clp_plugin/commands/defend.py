@@ -108,8 +108,8 @@ def require_replaceable(folder: Path, request: DefendRequest, options: Mapping[s
         raise ConfigError(f"{folder} holds files that `bench defend` did not write; choose another folder with --out")
     earlier = load_outcome(folder / OUTCOME)
     same = (
-        (earlier.method, earlier.options, earlier.seed, earlier.protocol)
-        == (request.method, dict(options), request.seed, request.protocol)
+        (earlier.method, earlier.seed, earlier.protocol) == (request.method, request.seed, request.protocol)
+        and earlier.has_options(options)
         and request.n_budget in (None, _images_seen(earlier.budget))
     )  # fmt: skip
     if not same and not request.force:

@@ -131,7 +131,7 @@ def _kept(file: Path, record: Record, planned: _Planned) -> Outcome | None:
     if not file.is_file():
         return None
     earlier = load_outcome(file)
-    same = (earlier.options, earlier.provenance["sha256"]) == (planned.options, record.provenance.sha256)
+    same = earlier.has_options(planned.options) and earlier.provenance["sha256"] == record.provenance.sha256
     return earlier if same and earlier.status == "ok" else None
 
 
