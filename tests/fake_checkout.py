@@ -22,6 +22,8 @@ LABELS = (2, 0, 1)  # of the triggered test images 0, 1, 2
 # Takes the place of the launcher where bridges do not matter: they cost seconds.
 DIRECT = """
 import runpy, sys
+from clp_plugin.adapters.backdoorbench.lifeline import end_with_parent
+end_with_parent()
 flags = [word for word in sys.argv[1:sys.argv.index("run")]]
 sys.argv = sys.argv[sys.argv.index("run") + 1:]
 runpy.run_path(sys.argv[0], run_name="__main__", init_globals={"FLAGS": flags})
@@ -59,6 +61,8 @@ seen = {
 print("working in", os.getcwd(), flush=True)
 with open(save_path + "/log/seen.json", "w") as file:
     json.dump(seen, file)
+if args.do == "overwrite":
+    open(pt, "r+b").write(b"spoilt")
 if args.do == "crash":
     raise ValueError("the loss is not a number")
 if args.do == "hang":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from fake_checkout import DIRECT, without_bridges, write
+from processes import PATIENCE, gone
 
 from clp_plugin.adapters.backdoorbench.process import Script, run_script
 from clp_plugin.errors import RecordError
 
 QUICK = 2.0  # seconds: enough for a script to start on a busy machine, and no time for one that sleeps
-PATIENCE = 20.0
 
 
 @pytest.fixture
@@ -46,23 +45,6 @@ def refused(place: Path, code: str, *arguments: str, limit: float | None = None)
     assert message.startswith("defense/x.py ")
     assert message.endswith(f"its output is in {place.parent / 'logs' / 'x.log'}")
     return message
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and only waits to be noticed does not."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return state != "Z"
-
-
-def gone(pid: int) -> bool:
-    until = time.monotonic() + PATIENCE
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 def test_output_and_errors_come_in_order_and_lie_in_the_log(place: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from fake_checkout import MODEL, content, fake_attack_record, fake_checkout, without_bridges, write
+from processes import gone
 
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.adapters.base import RunRequest, ToolboxResult
@@ -82,6 +83,12 @@ def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Pat
     assert lines == [f"working in {seen(result)['cwd']}", "done"]
     assert not Path(seen(result)["cwd"]).exists()
     assert Path(seen(result)["cwd"]).is_relative_to(temporary)
+
+
+def test_a_script_that_writes_into_its_own_copy_of_the_record_does_not_reach_the_record(record: Path) -> None:
+    before = (record / "attack_result.pt").read_bytes()
+    run(record, do="overwrite")
+    assert (record / "attack_result.pt").read_bytes() == before
 
 
 def test_the_script_finds_what_it_looks_for_and_nothing_that_it_should_not(root: Path, record: Path) -> None:
@@ -208,7 +215,7 @@ def hanging(record: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[st
     driver.stderr.close()
 
 
-def test_a_kill_in_the_middle_leaves_the_record_as_it_was_and_the_next_run_works(
+def test_a_kill_in_the_middle_ends_the_script_and_leaves_the_record_as_it_was_and_the_next_run_works(
     root: Path, record: Path, temporary: Path
 ) -> None:
     write(record / "defense" / "ft" / "old.txt", "last week's")
@@ -216,7 +223,7 @@ def test_a_kill_in_the_middle_leaves_the_record_as_it_was_and_the_next_run_works
     with hanging(record, temporary) as (driver, pid):
         driver.kill()
         driver.wait()
-        os.kill(pid, signal.SIGKILL)  # nobody else is left to stop it; it has only its workspace
+        assert gone(pid)
     assert but(content(root), "record/eins/clp_plugin_logs/") == before
     assert (run(record, force=True).folder / "defense_result.pt").is_file()
 

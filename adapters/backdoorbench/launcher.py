@@ -13,10 +13,12 @@ import runpy
 import sys
 
 from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
+from clp_plugin.adapters.backdoorbench.lifeline import end_with_parent
 
 
 def main(argv: list[str]) -> None:
     """Install the bridges, then run or try scripts."""
+    end_with_parent()
     flags = set(itertools.takewhile(lambda argument: argument.startswith("--"), argv))
     task, *rest = argv[len(flags) :]
     attacking = any(name.startswith("attack/") for name in rest[:1])

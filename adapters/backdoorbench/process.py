@@ -17,6 +17,8 @@ from pathlib import Path
 
 from clp_plugin.errors import RecordError
 
+from .lifeline import VARIABLE, lifeline
+
 _LAUNCHER = "clp_plugin.adapters.backdoorbench.launcher"
 _EXCEPTION = re.compile(r"^(?:[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*|[\w./-]+: error: .*)$")
 _REMEMBERED = 200  # last lines among which the reason of a crash is looked for
@@ -94,17 +96,19 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _child(command: list[str], place: Path) -> Iterator[subprocess.Popen[str]]:
-    """In a process group of its own, so that its data loaders go with it."""
-    child = subprocess.Popen(
-        command, cwd=place, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, encoding="utf-8", errors="replace", bufsize=1, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        _stop(child)
-        if child.stdout is not None:
-            child.stdout.close()
+    """In a process group of its own, so that its data loaders go with it; should we be killed, the lifeline stops them."""
+    with lifeline() as passed:
+        child = subprocess.Popen(
+            command, cwd=place, env={**environment(), VARIABLE: str(passed)}, pass_fds=[passed], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", bufsize=1,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield child
+        finally:
+            _stop(child)
+            if child.stdout is not None:
+                child.stdout.close()
 
 
 @contextlib.contextmanager

@@ -61,8 +61,8 @@ def add_record(place: Path, result: AttackResult) -> str:
     name = result.stored_name
     inside = place / "record" / name
     inside.mkdir(parents=True)
-    # Not a link: the toolbox follows links and then takes the target's surroundings for its own.
-    _copy_cheaply(result.folder / FILE, inside / FILE)
+    # The toolbox also follows links, and then takes the target's surroundings for its own.
+    _copy(result.folder / FILE, inside / FILE)
     for item in result.folder.iterdir():
         if item.name not in (FILE, "defense"):
             (inside / item.name).symlink_to(item.absolute(), target_is_directory=item.is_dir())
@@ -87,15 +87,12 @@ def move_in(produced: Path, destination: Path) -> None:
             shutil.move(item, place / item.name)
 
 
-def _copy_cheaply(source: Path, target: Path) -> None:
-    """A hard link where the file system allows one: these files have hundreds of megabytes."""
+def _copy(source: Path, target: Path) -> None:
+    """A link, even a hard one, would let a script write into the record."""
     try:
-        os.link(source.resolve(), target)
-    except OSError:
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot copy {source} to the temporary folder {target.parent}: {error.strerror}; "
-                "make room there, or set TMPDIR to a place with room"
-            ) from error
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot copy {source} to the temporary folder {target.parent}: {error.strerror}; "
+            "make room there, or set TMPDIR to a place with room"
+        ) from error
