@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # Images of the poisoned training set that a record offers. EP, which asks for a batch of it, was published with 500.
 TRAINING_SAMPLE = 500
 
+# Below a record, and below the folder of records: what scripts printed that came to nothing, and which those were.
+LOGS = "clp_plugin_logs"
+
 
 @dataclass(frozen=True)
 class RecordListing:
@@ -167,7 +170,11 @@ class Toolbox(Adapter, Protocol):
         ...
 
     def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
-        """Run one of the toolbox's own defenses on a record and read its result back."""
+        """Run one of the toolbox's own defenses on a record and read its result back.
+
+        Raises:
+            ToolboxError: If the script fails, or leaves nothing that can be used; nothing of the record has changed then.
+        """
         ...
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:

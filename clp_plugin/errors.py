@@ -25,6 +25,10 @@ class RecordError(ClpError):
     """A record is missing, incomplete or inconsistent."""
 
 
+class ToolboxError(ClpError):
+    """A toolbox's own script failed, took too long, or left nothing that can be used."""
+
+
 class PairingError(ClpError):
     """The linear layers of a model cannot be found."""
 

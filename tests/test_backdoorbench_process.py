@@ -13,7 +13,7 @@ from fake_checkout import DIRECT, without_bridges, write
 from processes import PATIENCE, gone
 
 from clp_plugin.adapters.backdoorbench.process import Script, run_script
-from clp_plugin.errors import RecordError
+from clp_plugin.errors import ToolboxError
 
 QUICK = 2.0  # seconds: enough for a script to start on a busy machine, and no time for one that sleeps
 
@@ -38,7 +38,7 @@ def run(place: Path, code: str, *arguments: str, limit: float | None = None, **m
 
 
 def refused(place: Path, code: str, *arguments: str, limit: float | None = None) -> str:
-    with pytest.raises(RecordError) as caught:
+    with pytest.raises(ToolboxError) as caught:
         run(place, code, *arguments, limit=limit)
     message = str(caught.value)
     assert len(message.splitlines()) == 1

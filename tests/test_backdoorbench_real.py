@@ -14,7 +14,7 @@ from clp_plugin.adapters.backdoorbench.checkout import TESTED, commit_of, instal
 from clp_plugin.adapters.backdoorbench.defenses import DEFENSES, plan
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.adapters.base import RunRequest
-from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.errors import ConfigError, ToolboxError
 
 ROOT = os.environ.get("BACKDOORBENCH_ROOT")
 pytestmark = pytest.mark.skipif(not ROOT, reason="BACKDOORBENCH_ROOT names no checkout of BackdoorBench")
@@ -56,7 +56,7 @@ def test_every_attack_takes_our_options(root: Path, method: str, monkeypatch: py
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks.run_script", note)
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks._data", lambda root, name: (cifar10(), root))
     options = BackdoorBench().attack_options({"model": "resnet18", "poison_rate": 0.1, "target": 2, "epochs": 1})
-    with pytest.raises(RecordError, match="ended without writing"):
+    with pytest.raises(ToolboxError, match="ended without writing"):
         BackdoorBench().run_attack("a-name-nobody-has", method, RunRequest(options, root=root))
     [command] = started
     assert [command[command.index(name) + 1] for name in ("--pratio", "--attack_target")] == ["0.1", "2"]

@@ -22,7 +22,7 @@ from processes import gone
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.adapters.base import RunRequest, ToolboxResult
 from clp_plugin.config import CONFIG_VARIABLE
-from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.errors import ConfigError, RecordError, ToolboxError
 
 LOG = "clp_plugin_run.log"
 
@@ -166,7 +166,7 @@ def test_an_earlier_result_stays_unless_it_may_be_replaced(root: Path, record: P
 def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, record: Path, do: str, said: str) -> None:
     write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
-    with pytest.raises(RecordError, match=said):
+    with pytest.raises(ToolboxError, match=said):
         run(record, force=True, do=do)
     after = content(root)
     log = record / "clp_plugin_logs" / f"ft-{os.getpid()}.log"
@@ -178,7 +178,7 @@ def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, recor
 
 def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
-    with pytest.raises(RecordError, match=r"defense/ft\.py was stopped after the time limit of 2 s"):
+    with pytest.raises(ToolboxError, match=r"defense/ft\.py was stopped after the time limit of 2 s"):
         BackdoorBench().run_defense(record, "ft", RunRequest({"do": "hang"}, time_limit=2))
     assert but(content(root), "record/eins/clp_plugin_logs/") == before
     assert list(temporary.iterdir()) == []
@@ -358,7 +358,7 @@ def test_an_attack_replaces_a_record_only_with_force_and_only_when_it_ends_well(
     with pytest.raises(ConfigError, match="exists already; choose another name, or give --force"):
         attack(root, "eins", alpha=0.2)
     for alpha, said in ((0, "ValueError: alpha must not be 0"), (1, r"ended without writing attack_result\.pt")):
-        with pytest.raises(RecordError, match=said):
+        with pytest.raises(ToolboxError, match=said):
             attack(root, "eins", force=True, alpha=alpha)
     assert but(content(root), "record/clp_plugin_logs/") == before
     attack(root, "eins", force=True, alpha=0.2)

@@ -19,7 +19,7 @@ from test_cli import bench, refused
 
 from clp_plugin.adapters.backdoorbench.export import export_defense
 from clp_plugin.adapters.base import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
-from clp_plugin.errors import RecordError
+from clp_plugin.errors import RecordError, ToolboxError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.masking import masked
 from clp_plugin.store import load_outcome
@@ -75,6 +75,8 @@ class FakeToolbox:
     def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
         self.asked.update(method=method, request=request)
         request.report("epoch 1")
+        if "do" in request.options:
+            raise ToolboxError("anp.py failed (exit status 1): IndexError")
         return self.read_defense(record, method)
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
@@ -228,6 +230,26 @@ def test_people_see_the_scripts_lines_the_agreement_and_the_oracle(registry: Pat
     assert "epoch 1" in said
     assert "oracle: looks at test images" in said
     assert "it said itself: ACC 50.00 %" in said
+
+
+def test_a_run_that_fails_is_compared_as_failed_until_it_ends_well(
+    registry: Path, record: Path, tmp_path: Path
+) -> None:
+    failing = ("--method", "anp", "--impl", "toolbox", "--option", "do=crash")
+    assert (said := defend(registry, *failing)).code == 2
+    assert said.err.endswith("error: anp.py failed (exit status 1): IndexError\n")
+    assert not (record / "defense").exists()
+    failure = load_outcome(record / "clp_plugin_logs" / "anp.json")
+    assert (failure.status, failure.implementation, failure.budget) == ("failed", "fakebench", "unknown")
+    assert failure.before is not None
+    assert failure.before.acc == evaluate(fake_record().model, fake_record()).acc
+    defend(registry, "--method", "ft", "--impl", "toolbox")
+    compare = ("compare", "--record", record, "--out", tmp_path / "out")
+    assert "anp (fakebench) failed on eins: anp.py failed (exit status 1): IndexError" in bench(*compare).err
+    assert [row["status"] for row in bench(*compare, "--json").json["rows"]] == ["ok", "failed"]
+    defend(registry, "--method", "anp", "--impl", "toolbox")
+    assert [row["status"] for row in bench(*compare, "--json").json["rows"]] == ["ok", "ok"]
+    assert not (record / "clp_plugin_logs").exists()
 
 
 def test_reuse_measures_what_is_there_and_runs_nothing(registry: Path) -> None:

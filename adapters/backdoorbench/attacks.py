@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from clp_plugin.errors import ConfigError, RecordError, unknown_name
+from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
 
-from ..base import RunRequest
+from ..base import LOGS, RunRequest
 from .attack_result import FILE
 from .checkout import Checkout
 from .datasets import FACTS, DatasetFacts
@@ -20,7 +20,6 @@ from .scripts import Declared, command_line, declared_options
 from .workspace import add_data, move_in, workspace
 
 RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
-LOGS = "clp_plugin_logs"  # below record/, for what scripts printed that left no record
 # Declare the options that attacks share; one that a script does not take it refuses itself.
 _COMMON = (Path("attack", "prototype.py"), Path("attack", "badnet.py"))
 _NAME = re.compile(r"^[\w][\w.+-]*$", re.ASCII)
@@ -47,7 +46,8 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
 
     Raises:
         ConfigError: If the attack, an option or the name cannot be used, or the record exists already.
-        RecordError: If the data set is missing, or the script fails.
+        RecordError: If the data set is missing.
+        ToolboxError: If the script fails.
     """
     root = checkout.root
     if method not in attack_names(root):
@@ -69,7 +69,7 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
         run_script(run, place, log, report=request.report, time_limit=request.time_limit)
         produced = place / "record" / name
         if not (produced / FILE).is_file():
-            raise RecordError(f"{script} ended without writing {FILE}; its output is in {log}")
+            raise ToolboxError(f"{script} ended without writing {FILE}; its output is in {log}")
         shutil.move(log, produced / RUN_LOG)
         move_in(produced, target)
     with contextlib.suppress(OSError):  # logs of other runs that failed stay

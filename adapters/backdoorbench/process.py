@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clp_plugin.errors import RecordError
+from clp_plugin.errors import ToolboxError
 
 from .lifeline import VARIABLE, lifeline
 
@@ -63,7 +63,7 @@ def run_script(
         Wall-clock seconds.
 
     Raises:
-        RecordError: If it fails or takes too long; names the script, the reason that it gave, and the log.
+        ToolboxError: If it fails or takes too long; names the script, the reason that it gave, and the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -81,10 +81,12 @@ def run_script(
         status = child.wait()
     seconds = time.perf_counter() - start
     if over.is_set():
-        raise RecordError(f"{script.path} was stopped after the time limit of {time_limit:g} s; its output is in {log}")
+        raise ToolboxError(
+            f"{script.path} was stopped after the time limit of {time_limit:g} s; its output is in {log}"
+        )
     if status:
         said = f"exit status {status}" if status > 0 else f"killed by signal {signal.Signals(-status).name}"
-        raise RecordError(f"{script.path} failed ({said}): {_reason(last)}; its output is in {log}")
+        raise ToolboxError(f"{script.path} failed ({said}): {_reason(last)}; its output is in {log}")
     return seconds
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
 
 from ..base import CheckoutState, RunRequest, ToolboxResult
 from . import attacks, checkout, registration, state
@@ -57,7 +57,8 @@ class BackdoorBench(BackdoorBenchAdapter):
 
         Raises:
             ConfigError: If the defense, an option or the record's network cannot be used, or a result is there already.
-            RecordError: If the script fails, or leaves a result that cannot be used.
+            RecordError: If something of the record or its data set is missing.
+            ToolboxError: If the script fails, or leaves a result that cannot be used.
         """
         found = checkout.find_checkout(request.root, record=record)
         defense = defense_named(method)
@@ -80,8 +81,7 @@ class BackdoorBench(BackdoorBenchAdapter):
             script = Script(defense.script, planned.arguments, request.trust, request.fast_cpu)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
-            # What cannot be used must not replace what is there.
-            read_model(produced, options=planned.options, trust=request.trust)
+            _require_usable(produced, planned.options, script.path, trust=request.trust)
             shutil.move(log, produced / attacks.RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
@@ -128,3 +128,11 @@ class BackdoorBench(BackdoorBenchAdapter):
 
     def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
         return attacks.run_attack(checkout.find_checkout(request.root), name, method, request)
+
+
+def _require_usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> None:
+    """What cannot be used must not replace what is there."""
+    try:
+        read_model(produced, options=options, trust=trust)
+    except (CheckpointError, RecordError) as error:
+        raise ToolboxError(f"{script} ended well, but left nothing that can be used: {error}") from error

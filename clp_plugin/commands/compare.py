@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clp_plugin.adapters.base import LOGS
 from clp_plugin.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
 from clp_plugin.records import locate_record
@@ -29,9 +30,10 @@ def compare_records(
     paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
     outcomes = [outcome for path in paths for outcome in _outcomes(path)]
     rows = outcome_rows(outcomes)
+    figure = comparison_figure(outcomes_frame(outcomes))
     to_csv(rows, out / "comparison.csv")
     write_text_atomically(out / "comparison.md", to_markdown(comparison_rows(outcomes)))
-    save_figure(comparison_figure(outcomes_frame(outcomes)), out / "comparison")
+    save_figure(figure, out / "comparison")
     correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
     if correlations:
         save_figure(correlation_figure(correlations), out / "uclc_tac")
@@ -39,6 +41,9 @@ def compare_records(
         emit_json({"rows": rows, "uclc_tac": list(correlations)})
         return
     show_table("after repair", *_for_people(comparison_rows(outcomes)))
+    for row in rows:
+        if row["error"]:
+            say(f"{row['method']} failed on {row['record']}: {row['error']}")
     lacking = [path.name for path in paths if path.name not in correlations]
     if lacking:
         say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
@@ -46,8 +51,9 @@ def compare_records(
 
 
 def _outcomes(path: Path) -> list[Outcome]:
+    """Of what was run on a record; of a toolbox's scripts also those that failed."""
     folder = path / "defense"
-    found = load_outcomes(folder) if folder.is_dir() else []
+    found = [outcome for place in (folder, path / LOGS) if place.is_dir() for outcome in load_outcomes(place)]
     if not found:
         raise ConfigError(
             f"{path}: expected outcomes below {folder}, found none; run `bench defend` on this record first"

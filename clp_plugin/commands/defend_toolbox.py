@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from clp_plugin.adapters.base import LOGS
 from clp_plugin.commands.attack import show_metrics
 from clp_plugin.commands.defend import DefendRequest
 from clp_plugin.console import command_line, emit_json, percent, pick_device, say
-from clp_plugin.errors import ConfigError
+from clp_plugin.errors import ConfigError, ToolboxError
 from clp_plugin.evaluation import evaluate
 from clp_plugin.records import find_adapter, locate_record
 from clp_plugin.registry import Catalogue, load_catalogue
@@ -41,13 +44,22 @@ class ToolboxRunOptions:
 
 
 def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_json: bool) -> None:
-    """Run or read back, evaluate, store, print."""
+    """Run or read back, evaluate, store, print. A run that fails is stored as failed, beside what it printed."""
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     adapter = driver(find_adapter(path, toolbox=request.toolbox, catalogue=catalogue), request.toolbox or str(path))
     device = pick_device(request.device)
-    result = adapter.read_defense(path, request.method) if how.reuse else _run(adapter, path, request, how, device)
     record = adapter.open(path, trust=request.trust)
+    failure = path / LOGS / f"{request.method}.json"
+    start = time.perf_counter()
+    try:
+        result = adapter.read_defense(path, request.method) if how.reuse else _run(adapter, path, request, how, device)
+    except ToolboxError as error:
+        seconds = time.perf_counter() - start
+        before = evaluate(record.model, record, device=device)
+        save_outcome(_failed(request, record, before, str(error), device=device, seconds=seconds), failure)
+        raise
+    _forget(failure)
     before = evaluate(record.model, record, device=device)
     after = evaluate(result.model, record, device=device)
     outcome = _outcome(request, result, record, before, after, device=device)
@@ -92,6 +104,24 @@ def _run(adapter: Toolbox, path: Path, request: DefendRequest, how: ToolboxRunOp
         report=(lambda line: None) if how.quiet else say,
     )
     return adapter.run_defense(path, request.method, wanted)
+
+
+def _failed(
+    request: DefendRequest, record: Record, before: Metrics, error: str, *, device: str, seconds: float
+) -> Outcome:
+    return Outcome(
+        method=request.method, implementation=record.provenance.toolbox, options=dict(request.options),
+        command=command_line(), seed=request.seed, device=device, seconds=seconds, budget="unknown",
+        status="failed", error=error, provenance=record.provenance.to_json(),
+        before=StoredMetrics.model_validate(before.to_json()),
+    )  # fmt: skip
+
+
+def _forget(failure: Path) -> None:
+    """What failed earlier has now ended well."""
+    failure.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is missing, or logs of other runs are in it
+        failure.parent.rmdir()
 
 
 def _outcome(
