@@ -351,8 +351,10 @@ app.add_typer(toolbox_app, name="toolbox")
 
 def main() -> None:
     """Entry point of ``bench``."""
+    from clp_plugin._memory import keep_freed_memory
     from clp_plugin.console import run
 
+    keep_freed_memory()
     # As Ctrl-C does: what runs in child processes is stopped, and nothing temporary stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(app, sys.argv[1:]))

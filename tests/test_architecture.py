@@ -25,6 +25,7 @@ FOR_ADAPTERS = {
     "safe_io",
     "architectures",
     "config",
+    "_memory",
     "adapters",
 }
 # Programs of the child process in which a toolbox's scripts run: they exist to change that process.

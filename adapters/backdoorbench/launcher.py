@@ -12,6 +12,7 @@ import json
 import runpy
 import sys
 
+from clp_plugin._memory import keep_freed_memory
 from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
 from clp_plugin.adapters.backdoorbench.lifeline import end_with_parent
 
@@ -22,6 +23,8 @@ def main(argv: list[str]) -> None:
     flags = set(itertools.takewhile(lambda argument: argument.startswith("--"), argv))
     task, *rest = argv[len(flags) :]
     attacking = any(name.startswith("attack/") for name in rest[:1])
+    if "--fast-cpu" in flags:
+        keep_freed_memory()
     bridge_everything(trust="--trust" in flags, fast_cpu="--fast-cpu" in flags, pretrained=attacking)
     if task == "run":
         sys.argv = rest
