@@ -1,9 +1,9 @@
-"""Attacks against defenses: one table and one figure for all that was run."""
+"""Attacks, or records, against defenses: one table and one figure for all that was run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,9 @@ _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair,
 
 def matrix_markdown(frame: pd.DataFrame) -> str:
     """Attacks down, defenses across: ACC / ASR in percent, mean over seeds; then, in tables of their own, a summary of
-    each method, the range of ASR over seeds, DER, RA and seconds.
+    each method, DER, RA and seconds, and where there are several seeds the range of ASR over them.
+
+    Records ``NAME-seedN`` are one row, the attack ``NAME``; any other record is a row of its own.
 
     Args:
         frame: Of :func:`clp_plugin.store.outcomes_frame`; a cell without a result is a dash.
@@ -39,15 +41,16 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     parts = [f"ACC / ASR in percent, mean over seeds {over}. `before` is the attacked model.\n\n{_table(_pairs(done))}"]
     parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(done), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
+    ranges = [("Range of ASR over seeds, percentage points", 100 * spread, 0)] if len(seeds) > 1 else []
     for title, grid, digits in (
-        ("Range of ASR over seeds, percentage points", 100 * spread, 0),
+        *ranges,
         ("DER", _grid(done, "der"), 2),
         ("RA in percent", 100 * _grid(done, "after_ra"), 1),
         ("Seconds of the method itself", _grid(done, "seconds"), 1),
     ):
         parts.append(f"\n{title}:\n\n{_table(_numbers(grid, digits))}")
     failed = frame[frame["status"] == "failed"]
-    parts += [f"\nFailed: {row.method} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
+    parts += [f"\nFailed: {_label(row)} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
     return "".join(parts)
 
 
@@ -102,11 +105,22 @@ def _done(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     if not len(done):
         raise ConfigError("a matrix needs at least one outcome with metrics, found none")
-    facts = zip(done["method"], done["implementation"], done["protocol"], strict=True)
-    # The record's folder tells badnets from badnets-all, which are one attack with two rules.
-    attacked = [Path(str(record)).name.rpartition("-seed")[0] or str(record) for record in done["record"]]
-    done = done.assign(label=[method_label(*fact) for fact in facts], attacked=attacked)
+    done = done.assign(label=[_label(row) for row in done.itertuples()], attacked=_attacked(done))
     return done.astype(dict.fromkeys(_NUMBERS, float))
+
+
+def _label(row: Any) -> str:
+    return method_label(row.method, row.implementation, row.protocol)
+
+
+def _attacked(done: pd.DataFrame) -> list[str]:
+    """By the record's folder, which tells badnets from badnets-all; models of one name without seeds stay apart."""
+    names = [Path(str(record)).name for record in done["record"]]
+    models = done["sha256"].groupby(names).nunique()
+    return [
+        name.rpartition("-seed")[0] or (name if models[name] == 1 else str(record))
+        for name, record in zip(names, done["record"], strict=True)
+    ]
 
 
 def _grid(done: pd.DataFrame, key: str, how: Literal["mean", "max", "min"] = "mean") -> pd.DataFrame:

@@ -52,9 +52,19 @@ def test_tables_hold_every_outcome_of_every_record(records: list[Path], tmp_path
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert page.count("\n") == 6
     assert "85.0" in page
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"comparison.{end}" for end in ("csv", "md", "png", "pdf")
+    files = {f"comparison.{end}" for end in ("csv", "md", "png", "pdf")} | {
+        f"matrix.{end}" for end in ("md", "png", "pdf")
     }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    matrix = (tmp_path / "out" / "matrix.md").read_text(encoding="utf-8")
+    assert "| attack | before | anp (backdoorbench, oracle) | clp |" in matrix
+    assert "| zwei ä | 90.0 / 80.0 | 85.0 / 5.0 | 85.0 / 5.0 |" in matrix
+    assert "Range of ASR" not in matrix
+
+
+def test_one_record_needs_no_matrix(records: list[Path], tmp_path: Path) -> None:
+    bench("compare", "--record", records[0], "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "matrix.md").exists()
 
 
 def test_records_with_a_correlation_get_a_panel(records: list[Path], tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def test_a_model_counts_once_however_its_folder_was_called() -> None:
     assert "| a | 98.0 / 95.0 | 90.0 / 0.0 | 90.0 / 0.0 |" in page  # not weighted towards the seed with two methods
 
 
+def test_models_of_one_name_in_two_places_stay_apart() -> None:
+    here = outcome("a", "clp", 0, 0.9, 0.0)
+    mine, yours = (
+        here.model_copy(update={"provenance": {"path": f"/{whose}/badnet_0_1", "sha256": whose}})
+        for whose in ("me", "you")
+    )
+    page = matrix_markdown(outcomes_frame([mine, yours]))
+    assert "| /me/badnet_0_1 | 98.0 / 90.0 |" in page
+    assert "| /you/badnet_0_1 | 98.0 / 90.0 |" in page
+
+
 def test_the_summary_counts_records_where_the_backdoor_is_gone_for_little_accuracy() -> None:
     outcomes = [
         outcome("a", "clp", 0, 0.93, 0.1),  # both at their limits: 0.98 - 0.05, and 10 %

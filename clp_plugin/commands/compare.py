@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 def compare_records(
     records: Sequence[Path], out: Path, *, toolbox: str | None, root: Path | None, registry: Path | None, as_json: bool
 ) -> None:
-    """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print."""
+    """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print.
+
+    Of several records also records against methods, in one table and one figure.
+    """
     from clp_plugin.reports.comparison import comparison_figure, correlation_figure
     from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
     from clp_plugin.reports.tables import comparison_rows, outcome_rows, to_csv, to_markdown
     from clp_plugin.safe_io import write_text_atomically
 
@@ -30,13 +34,20 @@ def compare_records(
     paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
     outcomes = [outcome for path in paths for outcome in _outcomes(path)]
     rows = outcome_rows(outcomes)
-    figure = comparison_figure(outcomes_frame(outcomes))
+    frame = outcomes_frame(outcomes)
+    figure = comparison_figure(frame)
     to_csv(rows, out / "comparison.csv")
     write_text_atomically(out / "comparison.md", to_markdown(comparison_rows(outcomes)))
     save_figure(figure, out / "comparison")
+    written = ["comparison.md, .csv, .png and .pdf"]
+    if len(paths) > 1:
+        write_text_atomically(out / "matrix.md", matrix_markdown(frame))
+        save_figure(matrix_figure(frame), out / "matrix")
+        written.append("matrix.md, .png and .pdf")
     correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
     if correlations:
         save_figure(correlation_figure(correlations), out / "uclc_tac")
+        written.append("uclc_tac.png and .pdf")
     if as_json:
         emit_json({"rows": rows, "uclc_tac": list(correlations)})
         return
@@ -47,7 +58,7 @@ def compare_records(
     lacking = [path.name for path in paths if path.name not in correlations]
     if lacking:
         say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
-    say(f"wrote comparison.md, .csv, .png and .pdf{' and uclc_tac.png, .pdf' if correlations else ''} to {out}")
+    say(f"wrote {'; '.join(written)} to {out}")
 
 
 def _outcomes(path: Path) -> list[Outcome]:
