@@ -124,6 +124,16 @@ class Outcome(BaseModel):
         """Number of pruned channels, None if no mask was made."""
         return None if self.mask is None else sum(len(layer["pruned"]) for layer in self.mask.values())
 
+    @property
+    def images_apart(self) -> dict[str, int]:
+        """Metric to the number of test images on which the toolbox's own number and ours differ; of those that it told."""
+        if self.after is None:
+            return {}
+        counts = {"acc": self.after.n_clean, "asr": self.after.n_triggered, "ra": self.after.n_triggered}
+        ours = {key: getattr(self.after, key) for key in counts}
+        both = {key: told for key, told in (self.reported or {}).items() if ours.get(key) is not None}
+        return {key: round(abs(told - ours[key]) * counts[key]) for key, told in both.items()}
+
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
     """Write an outcome in one step.
@@ -177,13 +187,16 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
     Returns:
         Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
-        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der, created``.
+        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der``,
+        ``apart`` (the most test images on which a toolbox's own ACC, ASR or RA differs from ours) and ``created``.
     """
     import pandas as pd
 
     rows = [_row(outcome) for outcome in outcomes]
     frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
-    return frame.astype({"seed": "Int64", "pruned": "Int64"})  # whole numbers stay whole beside missing ones
+    return frame.astype(
+        {"seed": "Int64", "pruned": "Int64", "apart": "Int64"}
+    )  # whole numbers stay whole beside missing ones
 
 
 def _looks_like_an_outcome(path: Path) -> bool:
@@ -206,7 +219,11 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     for when, metrics in (("before", outcome.before), ("after", outcome.after)):
         values: Mapping[str, Any] = metrics.model_dump() if metrics else {}
         row |= {f"{when}_{key}": values.get(key) for key in StoredMetrics.model_fields}
-    return {**row, "der": outcome.der, "created": outcome.created}
+    return {**row, "der": outcome.der, "apart": _most_apart(outcome), "created": outcome.created}
+
+
+def _most_apart(outcome: Outcome) -> int | None:
+    return max(outcome.images_apart.values(), default=None)
 
 
 _EMPTY = Outcome(method="", command="", seed=None, device="", seconds=0, versions={}, created="")

@@ -49,6 +49,12 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
         ("Seconds of the method itself", _grid(done, "seconds"), 1),
     ):
         parts.append(f"\n{title}:\n\n{_table(_numbers(grid, digits))}")
+    told = done["apart"].dropna()
+    if len(told):
+        parts.append(
+            f"\nOf {len(told)} runs a toolbox's script told ACC, ASR or RA of its own: "
+            f"at most {told.max()} test images apart from what is shown here.\n"
+        )
     failed = frame[frame["status"] == "failed"]
     parts += [f"\nFailed: {_label(row)} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
     return "".join(parts)

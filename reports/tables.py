@@ -15,10 +15,11 @@ from clp_plugin.store import Outcome, outcomes_frame
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
     "record", "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
-    "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "status", "error",
+    "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "apart", "status", "error",
 )  # fmt: skip
 _COMPARED = (
-    "record", "method", "before_acc", "after_acc", "before_asr", "after_asr", "after_ra", "der", "seconds", "budget", "error",
+    "record", "method", "before_acc", "after_acc", "before_asr", "after_asr", "after_ra", "der", "seconds", "apart",
+    "budget", "error",
 )  # fmt: skip
 
 

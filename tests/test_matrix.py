@@ -196,6 +196,13 @@ def test_a_model_counts_once_however_its_folder_was_called() -> None:
     assert "| a | 98.0 / 95.0 | 90.0 / 0.0 | 90.0 / 0.0 |" in page  # not weighted towards the seed with two methods
 
 
+def test_it_says_how_far_the_toolboxs_own_numbers_are_from_ours() -> None:
+    told = outcome("a", "ft", 0, 0.9, 0.0, implementation="backdoorbench", reported={"acc": 0.7, "asr": 0.0})
+    page = matrix_markdown(outcomes_frame([told, outcome("a", "clp", 0, 0.9, 0.0)]))
+    assert "Of 1 runs a toolbox's script told ACC, ASR or RA of its own: at most 2 test images apart" in page
+    assert "told" not in matrix_markdown(outcomes_frame(OUTCOMES))
+
+
 def test_models_of_one_name_in_two_places_stay_apart() -> None:
     here = outcome("a", "clp", 0, 0.9, 0.0)
     mine, yours = (

@@ -47,6 +47,18 @@ def test_outcome_survives_the_disk(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_text() == path.read_text()
 
 
+def test_images_on_which_a_toolboxs_own_numbers_and_ours_differ_are_counted() -> None:
+    told = {"acc": AFTER.acc + 3 / 2000, "asr": AFTER.asr, "ra": AFTER.ra - 7 / 1800}
+    assert outcome(reported=told).images_apart == {"acc": 3, "asr": 0, "ra": 7}
+    assert outcome(reported={"acc": AFTER.acc}).images_apart == {"acc": 0}
+    nothing_triggered = {**AFTER.to_json(), "asr": None, "n_triggered": 0}
+    assert outcome(reported=told, after=nothing_triggered).images_apart == {"acc": 3, "ra": 0}
+    failed = outcome(reported=None, after=None, der=None, status="failed", error="crashed")
+    assert outcome().images_apart == failed.images_apart == {}
+    frame = outcomes_frame([outcome(reported=told), outcome(), failed])
+    assert frame["apart"].astype(object).where(frame["apart"].notna(), None).tolist() == [7, None, None]
+
+
 def test_outcome_says_when_and_with_what_it_was_made() -> None:
     made = outcome()
     assert datetime.fromisoformat(made.created).utcoffset() is not None

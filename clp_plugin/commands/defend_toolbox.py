@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -173,21 +172,19 @@ def _show(outcome: Outcome, record: Record, result: ToolboxResult, before: Metri
         f"{record.provenance.attack} on {record.provenance.dataset}, {record.provenance.architecture}",
         {"before": before, f"after {whose}": after},
     )
-    say(f"{_agreement(result.reported, after)}; DER {outcome.der:.3f}, {outcome.seconds:.0f} s, saw: {outcome.budget}")
+    say(f"{_agreement(outcome)}; DER {outcome.der:.3f}, {outcome.seconds:.0f} s, saw: {outcome.budget}")
     if result.oracle:
         say(f"oracle: {result.oracle}")
     say(f"wrote {OUTCOME} beside the toolbox's own files in {result.folder}")
 
 
-def _agreement(reported: Mapping[str, float], after: Metrics) -> str:
+def _agreement(outcome: Outcome) -> str:
     """Whether the script's own numbers and ours are the same, image by image."""
-    counts = {"acc": after.n_clean, "asr": after.n_triggered, "ra": after.n_triggered}
-    apart = {
-        key: round(abs(value - getattr(after, key)) * counts[key]) for key, value in reported.items() if key in counts
-    }
+    apart = outcome.images_apart
     if not apart:
         return "the script stored no numbers of its own"
     if not any(apart.values()):
         return f"its own {', '.join(key.upper() for key in apart)} are the same to the last image"
-    said = ", ".join(f"{key.upper()} {percent(reported[key])} ({n} images apart)" for key, n in apart.items())
+    told = outcome.reported or {}
+    said = ", ".join(f"{key.upper()} {percent(told[key])} ({n} images apart)" for key, n in apart.items())
     return f"it said itself: {said}"
