@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from clp_plugin.adapters.builtin.models import build
 from clp_plugin.bench import run_defense
 from clp_plugin.defenses import _dhbe_nets as nets
+from clp_plugin.defenses._dhbe_game import Game, student_loss
 from clp_plugin.defenses.base import Budget
-from clp_plugin.defenses.dhbe import DHBE, Game, student_loss
+from clp_plugin.defenses.dhbe import DHBE
 from clp_plugin.errors import ConfigError
 
 BUDGET = Budget((3, 12, 12), 5, MEAN, STD)
@@ -37,7 +38,7 @@ class NoImages:
 
 
 def compute_in(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("_training", "dhbe"):
+    for module in ("_training", "_dhbe_game"):
         monkeypatch.setattr(f"clp_plugin.defenses.{module}.resolve", lambda *_: dtype)
 
 
