@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from backdoorbench_trees import Tree, write_record
+from command_line import bench, refused
 from fake_checkout import content
-from test_cli import bench, refused
 
 from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.registration import register

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import bench, refused
+from command_line import bench, refused
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.comparison import comparison_figure, correlation_figure

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-from test_cli import CORRELATION, DEFEND, LAYER, METRICS
+from command_line import CORRELATION, DEFEND, LAYER, METRICS
 
 from clp_plugin.cli import app
 from clp_plugin.registry import Entry

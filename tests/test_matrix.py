@@ -9,7 +9,7 @@ from typing import Any
 import fake_records  # noqa: F401 - one thread
 import pandas as pd
 import pytest
-from test_cli import bench, refused
+from command_line import bench, refused
 
 from clp_plugin.adapters.builtin import recipes
 from clp_plugin.adapters.builtin.recipes import PRESETS, Recipe

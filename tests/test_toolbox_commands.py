@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from command_line import bench, refused
 from fake_records import fake_record
-from test_cli import bench, refused
 
 from clp_plugin.adapters.backdoorbench.export import export_defense
 from clp_plugin.adapters.base import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
