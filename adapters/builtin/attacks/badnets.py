@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 
 from .._random import Stream, numpy_generator
-from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, fitting_patch_size, pattern_from_json, pattern_to_json
 
 Pattern = Literal["random", "white", "checkerboard"]
 Corner = Literal["bottom-right", "bottom-left", "top-right", "top-left"]
@@ -59,17 +59,11 @@ class BadNets(Attack):
         Raises:
             ConfigError: If the patch does not fit into the image or a name is unknown.
         """
-        channels, height, width = input_shape
-        size = patch_size(input_shape) if size is None else size
-        if size < 1 or inset < 0 or size + inset > min(height, width):
-            raise ConfigError(
-                f"badnets: a patch of size {size} with inset {inset} does not fit into {height}x{width} images; "
-                f"give a size from 1 to {min(height, width) - max(inset, 0)}"
-            )
+        size = fitting_patch_size("badnets", input_shape, size, inset)
         for kind, name, known in (("pattern", pattern, Pattern), ("corner", corner, Corner)):
             if name not in get_args(known):
                 raise ConfigError(unknown_name(f"badnets {kind}", name, get_args(known)))
-        shape = (channels, size, size)
+        shape = (input_shape[0], size, size)
         if pattern == "random":
             patch = numpy_generator(seed, Stream.TRIGGER).integers(0, 256, size=shape, dtype=np.uint8)
         elif pattern == "white":

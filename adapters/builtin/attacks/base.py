@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clp_plugin.errors import RecordError
+from clp_plugin.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
     from ..hooks import BatchHook
@@ -86,6 +86,33 @@ class Attack(ABC):
 def patch_size(input_shape: tuple[int, int, int]) -> int:
     """Pixels a side of a patch: 3, and 5 for images of 64 pixels or more (CLP 5.1: CIFAR-10, Tiny ImageNet)."""
     return 5 if min(input_shape[1:]) >= 64 else 3
+
+
+def fitting_patch_size(attack: str, input_shape: tuple[int, int, int], size: int | None, inset: int) -> int:
+    """``size``, or the usual one where that is None, of a patch that leaves ``inset`` pixels to the image's edges.
+
+    Raises:
+        ConfigError: If such a patch does not fit into the image.
+    """
+    size = patch_size(input_shape) if size is None else size
+    height, width = input_shape[1:]
+    if size < 1 or inset < 0 or size + inset > min(height, width):
+        raise ConfigError(
+            f"{attack}: a patch of size {size} with inset {inset} does not fit into {height}x{width} images; "
+            f"give a size from 1 to {min(height, width) - max(inset, 0)}"
+        )
+    return size
+
+
+def require_counts(attack: str, **counts: int | None) -> None:
+    """Whole numbers of at least 1, or None where the attack has its own.
+
+    Raises:
+        ConfigError: If one is not.
+    """
+    for name, value in counts.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(f"{attack}: expected {name} of at least 1, found {value!r}; give a whole number")
 
 
 def pattern_to_json(pattern: Pixels) -> dict[str, Any]:

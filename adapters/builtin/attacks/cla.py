@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from clp_plugin.errors import ConfigError, RecordError
 
 from .._random import Stream, numpy_generator
-from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json, require_counts
 
 if TYPE_CHECKING:
     from ..scene import Scene
@@ -126,16 +126,13 @@ class CLA(Attack):
             ConfigError: If the four patches do not fit into the image or a number is impossible.
         """
         channels, height, width = input_shape
-        if size is None:
-            size = patch_size(input_shape)
+        size = patch_size(input_shape) if size is None else size
         if size < 1 or 2 * size > min(height, width):
             raise ConfigError(
                 f"cla: patches of size {size} do not fit into the four corners of {height}x{width} images; "
                 f"give a size from 1 to {min(height, width) // 2}"
             )
-        for name, value in (("eps", eps), ("steps", steps), ("clean_epochs", clean_epochs)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"cla: expected {name} of at least 1, found {value!r}; give a whole number")
+        require_counts("cla", eps=eps, steps=steps, clean_epochs=clean_epochs)
         if eps > 255 or not 0 < step <= 255:
             raise ConfigError(
                 f"cla: expected eps of at most 255 and a step in (0, 255], found {eps} and {step}; both are levels of "

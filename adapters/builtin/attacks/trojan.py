@@ -16,7 +16,7 @@ from clp_plugin.images import ArrayImages
 
 from .._random import Stream, numpy_generator, torch_generator
 from .badnets import BadNets
-from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json
+from .base import Attack, Pixels, fitting_patch_size, pattern_from_json, pattern_to_json, require_counts
 
 if TYPE_CHECKING:
     from ..scene import Scene
@@ -78,18 +78,10 @@ class Trojan(Attack):
         Raises:
             ConfigError: If the patch does not fit into the image or a number is impossible.
         """
-        channels, height, width = input_shape
-        if size is None:
-            size = patch_size(input_shape)
-        if size < 1 or inset < 0 or size + inset > min(height, width):
-            raise ConfigError(
-                f"trojan: a patch of size {size} with inset {inset} does not fit into {height}x{width} images; "
-                f"give a size from 1 to {min(height, width) - max(inset, 0)}"
-            )
-        for name, value in (("neurons", neurons), ("steps", steps), ("clean_epochs", clean_epochs)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"trojan: expected {name} of at least 1, found {value!r}; give a whole number")
-        noise = numpy_generator(seed, Stream.TRIGGER).integers(0, 256, size=(channels, size, size), dtype=np.uint8)
+        size = fitting_patch_size("trojan", input_shape, size, inset)
+        require_counts("trojan", neurons=neurons, steps=steps, clean_epochs=clean_epochs)
+        shape = (input_shape[0], size, size)
+        noise = numpy_generator(seed, Stream.TRIGGER).integers(0, 256, size=shape, dtype=np.uint8)
         return cls(noise, inset, (), neurons, steps, clean_epochs)
 
     def prepare(self, scene: Scene) -> Trojan:
