@@ -8,13 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from backdoorbench_trees import CLASSES, Tree, write_record
+from command_line import bench
 
 from clp_plugin.adapters.backdoorbench.attacks import attack_names
 from clp_plugin.adapters.backdoorbench.checkout import TESTED, commit_of, install
 from clp_plugin.adapters.backdoorbench.defenses import DEFENSES, plan
+from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.adapters.base import RunRequest
 from clp_plugin.errors import ConfigError, ToolboxError
+from clp_plugin.store import load_outcome
 
 ROOT = os.environ.get("BACKDOORBENCH_ROOT")
 pytestmark = pytest.mark.skipif(not ROOT, reason="BACKDOORBENCH_ROOT names no checkout of BackdoorBench")
@@ -82,3 +86,51 @@ def test_every_defense_starts_here(root: Path) -> None:
         script.name: script.problem for script in BackdoorBench().check(root=root).scripts if script.kind == "defense"
     }
     assert problems == dict.fromkeys(DEFENSES, "")
+
+
+# Of the scripts, so that each takes seconds; half of the 40 clean training images.
+SHORT: dict[str, dict[str, object]] = {
+    "clp": {"u_num": 3},
+    "ft": {"ratio": 0.5, "epochs": 1},
+    "fp": {"ratio": 0.5, "epochs": 1, "once_prune_ratio": 0.3},
+    "nad": {"ratio": 0.5, "te_epochs": 1},
+    "anp": {"ratio": 0.5, "batch_size": 16, "nb_iter": 2, "print_every": 2, "pruning_step": 0.4},
+    "rnp": {"ratio": 0.5, "unlearning_epochs": 1, "recovering_epochs": 1, "pruning_step": 0.4},
+    "ft-sam": {"ratio": 0.5, "epochs": 1},
+    "sau": {"ratio": 0.5, "n_rounds": 1},
+    "npd": {"ratio": 0.5, "epochs": 1},
+    "i-bau": {"ratio": 0.5, "n_rounds": 1},
+    "bnp": {"u_num": 3},
+    "ep": {"u_num": 3},
+}
+# The made-up data set has another checksum than CIFAR-10.
+ANY_CIFAR = """
+import torchvision.datasets.cifar as cifar
+cifar.check_integrity = lambda *_, **__: True
+cifar.CIFAR10._check_integrity = lambda _: True
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A record of the toolbox's own network, of random weights."""
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness" / "sitecustomize.py").write_text(ANY_CIFAR)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "harness"), os.environ.get("PYTHONPATH", "")]))
+    weights = build("preactresnet18", CLASSES).state_dict()
+    return write_record(
+        tmp_path / "bench", weights=weights, edit=lambda content: content.update(model_name="preactresnet18")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DEFENSES)
+def test_what_a_script_says_of_its_model_is_what_we_measure(root: Path, tree: Tree, method: str) -> None:
+    options = [part for name, value in SHORT[method].items() for part in ("--option", f"{name}={value}")]
+    found = bench(
+        "defend", "--record", tree.folder, "--toolbox", "backdoorbench", "--root", root, "--impl", "toolbox",
+        "--method", method, "--device", "cpu", "--json", *options,
+    ).json  # fmt: skip
+    outcome = load_outcome(Path(found["outcome"]))
+    assert outcome.images_apart == {"acc": 0, "asr": 0, "ra": 0}
+    assert (outcome.protocol == "oracle") == (method in ("anp", "fp"))
