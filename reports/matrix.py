@@ -19,7 +19,7 @@ REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
 _REMOVED_TITLE = (
     "Records on which ASR falls to 10 % or less for at most 5 points of accuracy, and means over all records"
 )
-_NUMBERS = ("before_acc", "before_asr", "after_acc", "after_asr", "after_ra", "der", "seconds")
+_NUMBERS = ("before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds")
 _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
 
 
@@ -38,7 +38,11 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     done = _done(frame)
     seeds = sorted(done["seed"].dropna().unique().tolist())
     over = ", ".join(str(seed) for seed in seeds)
-    parts = [f"ACC / ASR in percent, mean over seeds {over}. `before` is the attacked model.\n\n{_table(_pairs(done))}"]
+    head = (
+        f"ACC / ASR in percent, mean over seeds {over}. `before` is the attacked model; `base` is how many clean twins of the "
+        "triggered images it already classifies as the attacker wants: an ASR near it is not the trigger's doing."
+    )
+    parts = [f"{head}\n\n{_table(_pairs(done))}"]
     parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(done), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
     ranges = [("Range of ASR over seeds, percentage points", 100 * spread, 0)] if len(seeds) > 1 else []
@@ -145,6 +149,7 @@ def _pairs(done: pd.DataFrame) -> pd.DataFrame:
     )
     before = zip(100 * _before(done, "acc"), 100 * _before(done, "asr"), strict=True)
     cells.insert(0, "before", [f"{a:.1f} / {b:.1f}" for a, b in before])
+    cells.insert(1, "base", [f"{value:.1f}" for value in 100 * _before(done, "base_rate")])
     return cells
 
 

@@ -57,8 +57,8 @@ def test_tables_hold_every_outcome_of_every_record(records: list[Path], tmp_path
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     matrix = (tmp_path / "out" / "matrix.md").read_text(encoding="utf-8")
-    assert "| attack | before | anp (backdoorbench, oracle) | clp |" in matrix
-    assert "| zwei ä | 90.0 / 80.0 | 85.0 / 5.0 | 85.0 / 5.0 |" in matrix
+    assert "| attack | before | base | anp (backdoorbench, oracle) | clp |" in matrix
+    assert "| zwei ä | 90.0 / 80.0 | 1.0 | 85.0 / 5.0 | 85.0 / 5.0 |" in matrix
     assert "Range of ASR" not in matrix
 
 

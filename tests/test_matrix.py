@@ -179,9 +179,9 @@ OUTCOMES = [
 def test_the_table_holds_means_over_seeds_and_dashes_where_nothing_was_run() -> None:
     page = matrix_markdown(outcomes_frame(OUTCOMES))
     lines = page.splitlines()
-    assert lines[2] == "| attack | before | clp | ft | clp (oracle) |"
-    assert lines[4] == "| badnets | 98.0 / 95.0 | 85.0 / 25.0 | 70.0 / 25.0 | - |"
-    assert lines[5] == "| badnets-all | 98.0 / 90.0 | - | - | 60.0 / 12.5 |"
+    assert lines[2] == "| attack | before | base | clp | ft | clp (oracle) |"
+    assert lines[4] == "| badnets | 98.0 / 95.0 | 1.0 | 85.0 / 25.0 | 70.0 / 25.0 | - |"
+    assert lines[5] == "| badnets-all | 98.0 / 90.0 | 1.0 | - | - | 60.0 / 12.5 |"
     assert "| badnets | 50 | 0 | - |" in page  # range over seeds
     assert "| badnets | 2.0 | 1.5 | - |" in page  # seconds
     assert "Failed: ft on badnets-all-seed0: boom" in page
@@ -193,7 +193,9 @@ def test_a_model_counts_once_however_its_folder_was_called() -> None:
         update={"provenance": {**here.provenance, "path": "/elsewhere/a-seed0"}}
     )
     page = matrix_markdown(outcomes_frame([here, there, outcome("a", "clp", 1, 0.9, 0.0)]))
-    assert "| a | 98.0 / 95.0 | 90.0 / 0.0 | 90.0 / 0.0 |" in page  # not weighted towards the seed with two methods
+    assert (
+        "| a | 98.0 / 95.0 | 1.0 | 90.0 / 0.0 | 90.0 / 0.0 |" in page
+    )  # not weighted towards the seed with two methods
 
 
 def test_it_says_how_far_the_toolboxs_own_numbers_are_from_ours() -> None:
