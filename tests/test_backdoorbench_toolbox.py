@@ -187,8 +187,10 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 DRIVER = """
 import sys
 import clp_plugin.adapters.backdoorbench.process as process
+from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.cli import main
 process._LAUNCHER = "direct"
+BackdoorBench.open = lambda *_, **__: None  # of the made-up record: no network fits its weights
 sys.argv = ["bench", "defend", "--record", sys.argv[1], "--impl", "toolbox", "--method", "ft", "--option", "do=hang", "--force"]
 main()
 """
