@@ -16,8 +16,10 @@ from ._style import SMALL, new_figure
 from .tables import method_label
 
 REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
+TOOK = 0.1  # ASR above the base rate: below that there is no backdoor to be removed
 _REMOVED_TITLE = (
-    "Records on which ASR falls to 10 % or less for at most 5 points of accuracy, and means over all records"
+    "Of the records on which the attack took (ASR at least 10 points above base), those on which ASR falls to 10 % or less "
+    "for at most 5 points of accuracy; and means over those on which it took"
 )
 _NUMBERS = ("before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds")
 _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
@@ -43,7 +45,9 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
         "triggered images it already classifies as the attacker wants: an ASR near it is not the trigger's doing."
     )
     parts = [f"{head}\n\n{_table(_pairs(done))}"]
-    parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(done), first='method')}")
+    took = done[done["before_asr"] - done["before_base_rate"] >= TOOK]
+    if len(took):
+        parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(took), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
     ranges = [("Range of ASR over seeds, percentage points", 100 * spread, 0)] if len(seeds) > 1 else []
     for title, grid, digits in (
@@ -64,10 +68,10 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _summary(done: pd.DataFrame) -> pd.DataFrame:
+def _summary(took: pd.DataFrame) -> pd.DataFrame:
     """A row a method: on how many records it removed the backdoor at little cost, and its means over all of them."""
-    cheap = done["before_acc"] - done["after_acc"] <= REMOVED_ACC_DROP
-    marked = done.assign(removed=cheap & (done["after_asr"] <= REMOVED_ASR))
+    cheap = took["before_acc"] - took["after_acc"] <= REMOVED_ACC_DROP
+    marked = took.assign(removed=cheap & (took["after_asr"] <= REMOVED_ASR))
     by_method = marked.groupby("label", sort=False)
     return pd.DataFrame(
         {

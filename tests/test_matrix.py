@@ -217,11 +217,15 @@ def test_models_of_one_name_in_two_places_stay_apart() -> None:
 
 
 def test_the_summary_counts_records_where_the_backdoor_is_gone_for_little_accuracy() -> None:
+    never = {"acc": 0.98, "ra": 0.0, "n_clean": 10, "n_triggered": 9}
     outcomes = [
         outcome("a", "clp", 0, 0.93, 0.1),  # both at their limits: 0.98 - 0.05, and 10 %
         outcome("b", "clp", 0, 0.92, 0.0),  # too dear
         outcome("c", "clp", 0, 0.98, 0.11),  # still there
         outcome("a", "ft", 0, 0.97, 0.04),
+        outcome(
+            "d", "ft", 0, 0.97, 0.04, before={**never, "asr": 0.05, "base_rate": 0.01}
+        ),  # there was nothing to remove
     ]
     page = matrix_markdown(outcomes_frame(outcomes))
     assert "| method | removed | mean ACC % | mean ASR % | mean DER |" in page
