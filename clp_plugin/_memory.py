@@ -13,7 +13,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to reuse the memory of freed tensors in this process instead of giving it back to the system.
 
     Otherwise every large activation is mapped anew and filled with zeros page by page, which took a third of the processor
-    time of a sweep (docs/benchmarks.md). What is computed stays the same bit by bit; memory stays at its peak until the process ends.
+    time of a sweep (docs/benchmarks.md). What is computed stays the same bit by bit; memory stays at its peak until the
+    process ends.
     Without effect where the C library is not glibc. For programs, not for libraries: it concerns the whole process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
