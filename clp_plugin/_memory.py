@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _NO_TENSOR_IS_LARGER = 1 << 30  # bytes
@@ -17,6 +18,8 @@ def keep_freed_memory() -> None:
     process ends.
     Without effect where the C library is not glibc. For programs, not for libraries: it concerns the whole process.
     """
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _NO_TENSOR_IS_LARGER)

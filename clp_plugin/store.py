@@ -194,9 +194,8 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
     rows = [_row(outcome) for outcome in outcomes]
     frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
-    return frame.astype(
-        {"seed": "Int64", "pruned": "Int64", "apart": "Int64"}
-    )  # whole numbers stay whole beside missing ones
+    # Whole numbers stay whole beside missing ones.
+    return frame.astype({"seed": "Int64", "pruned": "Int64", "apart": "Int64"})
 
 
 def _looks_like_an_outcome(path: Path) -> bool:
@@ -219,11 +218,12 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     for when, metrics in (("before", outcome.before), ("after", outcome.after)):
         values: Mapping[str, Any] = metrics.model_dump() if metrics else {}
         row |= {f"{when}_{key}": values.get(key) for key in StoredMetrics.model_fields}
-    return {**row, "der": outcome.der, "apart": _most_apart(outcome), "created": outcome.created}
-
-
-def _most_apart(outcome: Outcome) -> int | None:
-    return max(outcome.images_apart.values(), default=None)
+    return {
+        **row,
+        "der": outcome.der,
+        "apart": max(outcome.images_apart.values(), default=None),
+        "created": outcome.created,
+    }
 
 
 _EMPTY = Outcome(method="", command="", seed=None, device="", seconds=0, versions={}, created="")

@@ -16,7 +16,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.selection import z_scores
 
 from ._style import BLUE, RED, SMALL, few_ticks, new_figure, plain_axes
-from .tables import method_label
+from .tables import method_labels
 
 _COLUMNS = 2  # panels side by side
 _DRAWN = (("acc", "ACC", BLUE, "o"), ("asr", "ASR", RED, "s"))
@@ -35,8 +35,7 @@ def comparison_figure(frame: pd.DataFrame) -> Figure:
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     if not len(done):
         raise ConfigError("a comparison needs at least one outcome with metrics, found none")
-    facts = zip(done["method"], done["implementation"], done["protocol"], strict=True)
-    done = done.assign(label=[method_label(*fact) for fact in facts])
+    done = done.assign(label=method_labels(done))
     panels = list(done.groupby(["record", "sha256"], sort=False, dropna=False))
     columns = min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from clp_plugin.errors import ConfigError
 
 from ._style import SMALL, new_figure
-from .tables import method_label
+from .tables import method_labels
 
 REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
 TOOK = 0.1  # ASR above the base rate: below that there is no backdoor to be removed
 _REMOVED_TITLE = (
-    "Of the records on which the attack took (ASR at least 10 points above base), those on which ASR falls to 10 % or less "
-    "for at most 5 points of accuracy; and means over those on which it took"
+    f"Of the records on which the attack took (ASR at least {100 * TOOK:g} points above base), those on which ASR falls to "
+    f"{100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy; and means over those on which "
+    "it took"
 )
 _NUMBERS = ("before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds")
 _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
@@ -64,7 +65,8 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
             f"at most {told.max()} test images apart from what is shown here.\n"
         )
     failed = frame[frame["status"] == "failed"]
-    parts += [f"\nFailed: {_label(row)} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
+    failed = failed.assign(label=method_labels(failed))
+    parts += [f"\nFailed: {row.label} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
     return "".join(parts)
 
 
@@ -119,12 +121,8 @@ def _done(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     if not len(done):
         raise ConfigError("a matrix needs at least one outcome with metrics, found none")
-    done = done.assign(label=[_label(row) for row in done.itertuples()], attacked=_attacked(done))
+    done = done.assign(label=method_labels(done), attacked=_attacked(done))
     return done.astype(dict.fromkeys(_NUMBERS, float))
-
-
-def _label(row: Any) -> str:
-    return method_label(row.method, row.implementation, row.protocol)
 
 
 def _attacked(done: pd.DataFrame) -> list[str]:

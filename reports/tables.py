@@ -32,8 +32,8 @@ def outcome_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     frame["base_rate"] = frame["before_base_rate"]
     frame = frame.where(frame.notna(), None)
     rows = [{str(key): row[key] for key in _SHOWN} for row in frame.to_dict("records")]
-    for row, whose in zip(rows, frame["implementation"], strict=True):
-        row["method"] = method_label(row["method"], whose, row["protocol"])
+    for row, label in zip(rows, method_labels(frame), strict=True):
+        row["method"] = label
         row["record"] = Path(row["record"] or "").name
     return rows
 
@@ -42,6 +42,12 @@ def method_label(method: str, implementation: str, protocol: str) -> str:
     """``"anp (backdoorbench, oracle)"``: whose code ran, unless it is ours, and whether test data chose a parameter."""
     remarks = [implementation] * (implementation != "clp_plugin") + ["oracle"] * (protocol == "oracle")
     return f"{method} ({', '.join(remarks)})" if remarks else method
+
+
+def method_labels(frame: pd.DataFrame) -> list[str]:
+    """:func:`method_label` of each row of :func:`clp_plugin.store.outcomes_frame`."""
+    facts = zip(frame["method"], frame["implementation"], frame["protocol"], strict=True)
+    return [method_label(*fact) for fact in facts]
 
 
 def comparison_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

@@ -247,6 +247,8 @@ def test_a_run_that_fails_is_compared_as_failed_until_it_ends_well(
     compare = ("compare", "--record", record, "--out", tmp_path / "out")
     assert "anp (fakebench) failed on eins: anp.py failed (exit status 1): IndexError" in bench(*compare).err
     assert [row["status"] for row in bench(*compare, "--json").json["rows"]] == ["ok", "failed"]
+    defend(registry, "--method", "anp", "--impl", "toolbox", "--reuse")  # an earlier result; the failure remains one
+    assert (record / "clp_plugin_logs" / "anp.json").is_file()
     defend(registry, "--method", "anp", "--impl", "toolbox")
     assert [row["status"] for row in bench(*compare, "--json").json["rows"]] == ["ok", "ok"]
     assert not (record / "clp_plugin_logs").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -49,16 +50,11 @@ def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_js
     adapter = driver(find_adapter(path, toolbox=request.toolbox, catalogue=catalogue), request.toolbox or str(path))
     device = pick_device(request.device)
     record = adapter.open(path, trust=request.trust)
-    failure = path / LOGS / f"{request.method}.json"
-    start = time.perf_counter()
-    try:
-        result = adapter.read_defense(path, request.method) if how.reuse else _run(adapter, path, request, how, device)
-    except ToolboxError as error:
-        seconds = time.perf_counter() - start
-        before = evaluate(record.model, record, device=device)
-        save_outcome(_failed(request, record, before, str(error), device=device, seconds=seconds), failure)
-        raise
-    _forget(failure)
+    if how.reuse:
+        result = adapter.read_defense(path, request.method)
+    else:
+        with _failure_stored(request, record, path / LOGS / f"{request.method}.json", device):
+            result = _run(adapter, path, request, how, device)
     before = evaluate(record.model, record, device=device)
     after = evaluate(result.model, record, device=device)
     outcome = _outcome(request, result, record, before, after, device=device)
@@ -105,6 +101,22 @@ def _run(adapter: Toolbox, path: Path, request: DefendRequest, how: ToolboxRunOp
     return adapter.run_defense(path, request.method, wanted)
 
 
+@contextlib.contextmanager
+def _failure_stored(request: DefendRequest, record: Record, file: Path, device: str) -> Iterator[None]:
+    """A run of the toolbox's script inside the block leaves ``file`` if it fails, and removes it if it ends well."""
+    start = time.perf_counter()
+    try:
+        yield
+    except ToolboxError as error:
+        seconds = time.perf_counter() - start
+        before = evaluate(record.model, record, device=device)
+        save_outcome(_failed(request, record, before, str(error), device=device, seconds=seconds), file)
+        raise
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder is missing, or logs of other runs are in it
+        file.parent.rmdir()
+
+
 def _failed(
     request: DefendRequest, record: Record, before: Metrics, error: str, *, device: str, seconds: float
 ) -> Outcome:
@@ -114,13 +126,6 @@ def _failed(
         status="failed", error=error, provenance=record.provenance.to_json(),
         before=StoredMetrics.model_validate(before.to_json()),
     )  # fmt: skip
-
-
-def _forget(failure: Path) -> None:
-    """What failed earlier has now ended well."""
-    failure.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is missing, or logs of other runs are in it
-        failure.parent.rmdir()
 
 
 def _outcome(
