@@ -2,8 +2,9 @@
 
     python benchmarks/architectures.py [--only NAME ...] > docs/architectures.md
 
-Every network is built with random weights, its layers are found, and ``clp_plugin.verification`` checks them on real tensors:
-the whole network's outputs with fused kernels in place of the pairs (float64), and which channels move when a filter changes.
+Every network is built with random weights, its layers are found, and ``clp_plugin.fusion.verification`` checks them on real
+tensors: the whole network's outputs with fused kernels in place of the pairs (float64), and which channels move when a filter
+changes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from clp_plugin.architectures import build_model, default_input_shape
-from clp_plugin.fusion import fuse
-from clp_plugin.verification import verify
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.verification import verify
+from clp_plugin.networks.architectures import build_model, default_input_shape
 
 warnings.filterwarnings("ignore")
 

@@ -28,11 +28,11 @@ import pandas as pd
 import torch
 
 from clp_plugin.adapters.backdoorbench.attack_result import AttackResult, read_attack_result
-from clp_plugin.adapters.backdoorbench.checkout import find_checkout
 from clp_plugin.adapters.backdoorbench.datasets import find_data_root
 from clp_plugin.adapters.backdoorbench.export import COLUMNS
-from clp_plugin.adapters.backdoorbench.process import Script, run_script
-from clp_plugin.adapters.backdoorbench.workspace import add_data, add_record, workspace
+from clp_plugin.adapters.driving.checkout import find_checkout
+from clp_plugin.adapters.driving.process import Script, run_script
+from clp_plugin.adapters.driving.workspace import add_data, add_record, workspace
 
 VALUES = "0:10:0.5"
 TOLERANCE = 1e-4

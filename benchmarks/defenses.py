@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from clp_plugin.bench import make_defense
-from clp_plugin.budget import draw_budget
-from clp_plugin.console import pick_device
+from clp_plugin.bench.budget import draw_budget
+from clp_plugin.bench.run import make_defense
+from clp_plugin.cli.console import pick_device
 from clp_plugin.errors import ClpError
-from clp_plugin.records import open_record
+from clp_plugin.records.opening import open_record
 from clp_plugin.registry import load_catalogue
 
 
@@ -59,7 +59,7 @@ def measure(record_path: Path, method: str, scale: str, device: str, seed: int) 
 
 def warm_up(model: torch.nn.Module, shape: tuple[int, int, int], device: str) -> None:
     """Torch imports its compiler and builds kernels at the first uses; no method should pay for that."""
-    from clp_plugin.fusion import fuse
+    from clp_plugin.fusion.layers import fuse
 
     fuse(model, shape)
     loss = model(torch.zeros(2, *shape, device=device)).sum()

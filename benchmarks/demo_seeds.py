@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from clp_plugin.fusion import fuse
-from clp_plugin.lipschitz import score
-from clp_plugin.records import open_record
-from clp_plugin.sweeping import sweep
+from clp_plugin.evidence.sweep import sweep
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.records.opening import open_record
+from clp_plugin.scoring.lipschitz import score
 
 VALUES = (2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 

@@ -14,12 +14,12 @@ from typing import get_args
 
 import numpy as np
 
-from clp_plugin.activation import trigger_activated_change
-from clp_plugin.correlation import correlate
-from clp_plugin.fusion import fuse
-from clp_plugin.lipschitz import score
-from clp_plugin.records import open_record
-from clp_plugin.sweeping import sweep
+from clp_plugin.evidence.correlation import correlate
+from clp_plugin.evidence.sweep import sweep
+from clp_plugin.evidence.tac import trigger_activated_change
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.records.opening import open_record
+from clp_plugin.scoring.lipschitz import score
 from clp_plugin.types import NormKind, ScoreKind
 
 U = 3.0

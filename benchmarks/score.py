@@ -18,10 +18,10 @@ import torch
 import torchvision
 from torch import nn
 
-from clp_plugin.adapters.builtin.models import build
-from clp_plugin.fusion import fuse
-from clp_plugin.lipschitz import score
-from clp_plugin.selection import select
+from clp_plugin.adapters.builtin.models.build import build
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "ResNet-18 (CIFAR stem)": (lambda: build("resnet18", num_classes=10), (3, 32, 32)),

@@ -21,38 +21,38 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "registry.yaml").is
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from clp_plugin.activation import trigger_activated_change as trigger_activated_change
-    from clp_plugin.correlation import correlate as correlate
     from clp_plugin.errors import ClpError as ClpError
-    from clp_plugin.evaluation import evaluate as evaluate
-    from clp_plugin.fusion import FusedView as FusedView
-    from clp_plugin.fusion import LinearLayer as LinearLayer
-    from clp_plugin.fusion import fuse as fuse
-    from clp_plugin.lipschitz import score as score
-    from clp_plugin.masking import apply_mask as apply_mask
-    from clp_plugin.masking import masked as masked
-    from clp_plugin.records import open_record as open_record
-    from clp_plugin.selection import select as select
+    from clp_plugin.evaluation.metrics import evaluate as evaluate
+    from clp_plugin.evidence.correlation import correlate as correlate
+    from clp_plugin.evidence.tac import trigger_activated_change as trigger_activated_change
+    from clp_plugin.fusion.layers import FusedView as FusedView
+    from clp_plugin.fusion.layers import LinearLayer as LinearLayer
+    from clp_plugin.fusion.layers import fuse as fuse
+    from clp_plugin.masking.apply import apply_mask as apply_mask
+    from clp_plugin.masking.apply import masked as masked
+    from clp_plugin.records.opening import open_record as open_record
+    from clp_plugin.scoring.lipschitz import score as score
+    from clp_plugin.selection.outliers import select as select
     from clp_plugin.types import Mask as Mask
     from clp_plugin.types import Record as Record
     from clp_plugin.types import Scores as Scores
 
 _HOME_OF = {
     "ClpError": "errors",
-    "FusedView": "fusion",
-    "LinearLayer": "fusion",
+    "FusedView": "fusion.layers",
+    "LinearLayer": "fusion.layers",
     "Mask": "types",
     "Record": "types",
     "Scores": "types",
-    "apply_mask": "masking",
-    "correlate": "correlation",
-    "evaluate": "evaluation",
-    "fuse": "fusion",
-    "masked": "masking",
-    "open_record": "records",
-    "score": "lipschitz",
-    "select": "selection",
-    "trigger_activated_change": "activation",
+    "apply_mask": "masking.apply",
+    "correlate": "evidence.correlation",
+    "evaluate": "evaluation.metrics",
+    "fuse": "fusion.layers",
+    "masked": "masking.apply",
+    "open_record": "records.opening",
+    "score": "scoring.lipschitz",
+    "select": "selection.outliers",
+    "trigger_activated_change": "evidence.tac",
 }
 __all__ = sorted(_HOME_OF)
 

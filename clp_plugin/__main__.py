@@ -1,5 +1,5 @@
 """``python -m clp_plugin`` is ``bench``."""
 
-from clp_plugin.cli import main
+from clp_plugin.cli.app import main
 
 main()

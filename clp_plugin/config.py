@@ -9,8 +9,8 @@ import yaml
 from platformdirs import user_config_path, user_data_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clp_plugin._atomic import write_text_atomically
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.atomic import write_text_atomically
 
 APP = "clp-plugin"
 CONFIG_VARIABLE = "CLP_PLUGIN_CONFIG"

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clp_plugin._imports import import_object
 from clp_plugin.errors import RegistryError, unknown_name
+from clp_plugin.imports import import_object
 
 Kind = Literal["toolboxes", "defenses", "attacks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.selection import z_scores
+from clp_plugin.selection.outliers import z_scores
 
 from ._style import BLUE, RED, SMALL, few_ticks, new_figure, plain_axes
 from .tables import method_labels
@@ -26,8 +26,8 @@ def comparison_figure(frame: pd.DataFrame) -> Figure:
     """ACC and ASR after each method, a panel a record; dashed lines show the attacked model, DER and seconds stand right.
 
     Args:
-        frame: Of :func:`clp_plugin.store.outcomes_frame`; failed outcomes are left out. Several outcomes of one method on
-            one record are dots of their own, and the numbers at the right are their means.
+        frame: Of :func:`clp_plugin.store.outcomes.outcomes_frame`; failed outcomes are left out. Several outcomes of one
+            method on one record are dots of their own, and the numbers at the right are their means.
 
     Raises:
         ConfigError: If no outcome has metrics.

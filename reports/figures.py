@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.selection import z_scores
+from clp_plugin.selection.outliers import z_scores
 from clp_plugin.types import Bools, Floats, Mask, Scores
 
 from ._style import BLUE, GREEN, GREY, RED, SMALL, few_ticks, new_figure, plain_axes

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from clp_plugin.safe_io import write_atomically
-from clp_plugin.store import Outcome, outcomes_frame
+from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.store.outcomes import Outcome, outcomes_frame
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
@@ -45,7 +45,7 @@ def method_label(method: str, implementation: str, protocol: str) -> str:
 
 
 def method_labels(frame: pd.DataFrame) -> list[str]:
-    """:func:`method_label` of each row of :func:`clp_plugin.store.outcomes_frame`."""
+    """:func:`method_label` of each row of :func:`clp_plugin.store.outcomes.outcomes_frame`."""
     facts = zip(frame["method"], frame["implementation"], frame["protocol"], strict=True)
     return [method_label(*fact) for fact in facts]
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_nets import CASES, Case
 from torch import nn
+
+# pytest puts this folder on the path, where `import adapters` would find the tests of that name.
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE / "support"), *(place for place in sys.path if place != str(HERE))]
+
+from tiny_nets import CASES, Case, randomize  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", CASES.values(), ids=CASES.keys())
-
-
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random statistics and affine parameters of both signs in every norm: fresh ones hide a wrong pairing."""
-    g = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), torch.Tensor):
-            k = module.running_var.shape
-            module.running_var.copy_(torch.rand(k, generator=g) + 0.5)
-            module.running_mean.copy_(torch.randn(k, generator=g) * 0.1)
-            if module.weight is not None:
-                sign = torch.randint(0, 2, k, generator=g) * 2.0 - 1
-                module.weight.data.copy_(sign * (torch.rand(k, generator=g) + 0.5))
-                module.bias.data.copy_(torch.randn(k, generator=g) * 0.2 + 0.3)
-    return model
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from clp_plugin.errors import CheckpointError, RecordError
-from clp_plugin.safe_io import read_pickle_checkpoint, strip_wrapper_prefixes
+from clp_plugin.files.checkpoints import read_pickle_checkpoint, strip_wrapper_prefixes
 from clp_plugin.types import Ints, TargetRule
 
 FILE = "attack_result.pt"

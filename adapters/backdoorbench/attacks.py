@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
+from clp_plugin.records.adapter import LOGS, RunRequest
 
-from ..base import LOGS, RunRequest
+from ..driving.checkout import Checkout
+from ..driving.process import Script, run_script
+from ..driving.scripts import Declared, command_line, declared_options
+from ..driving.workspace import add_data, move_in, workspace
 from .attack_result import FILE
-from .checkout import Checkout
 from .datasets import FACTS, DatasetFacts
-from .process import Script, run_script
-from .scripts import Declared, command_line, declared_options
-from .workspace import add_data, move_in, workspace
 
 RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
 # Declare the options that attacks share; one that a script does not take it refuses itself.

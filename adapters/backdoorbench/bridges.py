@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clp_plugin.safe_io import plain_containers_allowed
+from clp_plugin.files.checkpoints import plain_containers_allowed
 
 # Packages that the checkout moved without telling those who import them.
 MOVED = {"defense.mbns": "utils.defense_utils.mbns", "defense.dde": "utils.defense_utils.dde"}

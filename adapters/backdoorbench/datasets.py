@@ -14,9 +14,9 @@ import numpy as np
 from clp_plugin.errors import RecordError, unknown_name
 from clp_plugin.images import ArrayImages
 
-from ..builtin import cifar_batches
+from ..image_sets import cifar_batches
+from ..image_sets.image_files import DecodedFiles, FileImages
 from .attack_result import AttackResult
-from .image_files import DecodedFiles, FileImages
 
 ROOT_VARIABLE = "BACKDOORBENCH_ROOT"
 Split = Literal["train", "test"]

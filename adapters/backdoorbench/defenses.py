@@ -9,8 +9,8 @@ from typing import Any
 
 from clp_plugin.errors import ConfigError, unknown_name
 
+from ..driving.scripts import command_line, declared_options, read_yaml
 from .attack_result import AttackResult
-from .scripts import command_line, declared_options, read_yaml
 
 _PUBLISHED = (
     "preactresnet18", "vgg19_bn", "densenet161", "mobilenet_v3_large", "efficientnet_b3", "convnext_tiny", "vit_b_16",

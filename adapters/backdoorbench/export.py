@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clp_plugin.safe_io import write_atomically
+from clp_plugin.files.checkpoints import write_atomically
 from clp_plugin.types import Record
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import json
 import runpy
 import sys
 
-from clp_plugin._memory import keep_freed_memory
 from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
-from clp_plugin.adapters.backdoorbench.lifeline import end_with_parent
+from clp_plugin.adapters.driving.lifeline import end_with_parent
+from clp_plugin.networks.memory import keep_freed_memory
 
 
 def main(argv: list[str]) -> None:

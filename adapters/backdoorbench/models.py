@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clp_plugin.architectures import build_model
 from clp_plugin.errors import CheckpointError, unknown_name
-from clp_plugin.safe_io import fit_state_dict
+from clp_plugin.files.checkpoints import fit_state_dict
+from clp_plugin.networks.architectures import build_model
 
 from .resnext import ResNeXt29
 

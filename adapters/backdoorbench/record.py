@@ -10,13 +10,13 @@ import numpy as np
 
 from clp_plugin.errors import ClpError, RecordError
 from clp_plugin.images import ArrayImages
+from clp_plugin.records.adapter import TRAINING_SAMPLE, RecordListing
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
-from ..base import TRAINING_SAMPLE, RecordListing
 from ..builtin.record_files import sha256
+from ..image_sets.image_files import DecodedFiles, DeferredImages, FileImages
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split
-from .image_files import DecodedFiles, DeferredImages, FileImages
 from .models import build, load_weights
 
 TOOLBOX = "backdoorbench"
@@ -24,7 +24,7 @@ _MARKS = (FILE, INFO, "clean_model.pth")
 
 
 class BackdoorBenchAdapter:
-    """Reads ``record/NAME`` folders; implements :class:`clp_plugin.adapters.base.Adapter`."""
+    """Reads ``record/NAME`` folders; implements :class:`clp_plugin.records.adapter.Adapter`."""
 
     looks_for = f"{FILE} or {INFO}"
 

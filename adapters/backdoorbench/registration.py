@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.safe_io import write_text_atomically
+from clp_plugin.files.checkpoints import write_text_atomically
 
 NAME = "clp_plugin"
 _MARK = "# Written by `bench toolbox register backdoorbench`; `--remove` takes it out."
@@ -25,7 +25,7 @@ beside = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [place for place in sys.path if os.path.abspath(place) != beside]
 
 try:
-    from clp_plugin.commands.toolbox_script import main
+    from clp_plugin.adapters.backdoorbench.plugin_script import main
 except ModuleNotFoundError as error:
     sys.exit(f"{{error}}; install it for this Python: {{sys.executable}} -m pip install clp-plugin")
 

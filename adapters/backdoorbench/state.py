@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.records.adapter import CheckoutState, ScriptState
 
-from ..base import CheckoutState, ScriptState
+from ..driving.checkout import Checkout, commit_of
+from ..driving.process import environment
+from ..driving.workspace import workspace
 from .attacks import attack_names
-from .checkout import Checkout, commit_of
 from .defenses import DEFENSES
-from .process import environment
 from .registration import is_registered
-from .workspace import workspace
 
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 _PACKAGES = {

@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
+from clp_plugin.records.adapter import CheckoutState, RunRequest, ToolboxResult
 
-from ..base import CheckoutState, RunRequest, ToolboxResult
-from . import attacks, checkout, registration, state
+from ..driving import checkout
+from ..driving.process import Script, run_script
+from ..driving.workspace import add_data, add_record, move_in, workspace
+from . import attacks, registration, state
 from .attack_result import read_attack_result
 from .datasets import find_data_root
 from .defenses import DEFENSES, budget_of, defense_named, plan
 from .export import export_defense
 from .options import attack_options
-from .process import Script, run_script
 from .record import BackdoorBenchAdapter
 from .results import RESULT, read_model, read_reported
-from .workspace import add_data, add_record, move_in, workspace
 
 
 class BackdoorBench(BackdoorBenchAdapter):
-    """Implements :class:`clp_plugin.adapters.base.Toolbox`."""
+    """Implements :class:`clp_plugin.records.adapter.Toolbox`."""
 
     def locate(self, name: str, *, root: Path | None = None) -> Path:
         """``record/NAME`` of the checkout.

@@ -13,21 +13,21 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import ConfigError, RecordError
-from clp_plugin.precision import resolve
-from clp_plugin.safe_io import write_json_atomically
+from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.networks.precision import resolve
+from clp_plugin.records.adapter import TRAINING_SAMPLE
 from clp_plugin.types import TargetRule
 
-from ..base import TRAINING_SAMPLE
-from ._random import Stream, torch_seed
 from .attacks.base import Attack
 from .attacks.catalogue import create_attack
 from .datasets import Dataset, load_dataset
-from .models import build
+from .models.build import build
 from .poisoning import Parts, TriggerHook, clean_training_set, poisoned_training_set, record_images, split
-from .recipes import AttackSettings
+from .randomness import Stream, torch_seed
 from .record_files import DESCRIPTION, UNFINISHED, write_record
 from .scene import Scene, preparation_seed
-from .training import Progress, train
+from .settings import AttackSettings
+from .training.train import Progress, train
 
 CHECKPOINT = "training.pt"
 _RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 from clp_plugin.types import Ints
 
-from . import cifar_batches, digits, gtsrb, image_folder, tiny_imagenet
-from ._random import Stream, numpy_generator
+from ..image_sets import cifar_batches, gtsrb, image_folder, tiny_imagenet
+from . import digits
+from .randomness import Stream, numpy_generator
 
 DATASETS = ("cifar10", "digits", "folder", "gtsrb", "tiny_imagenet")
 ALIASES: Mapping[str, str] = {"tiny": "tiny_imagenet"}  # BackdoorBench's name

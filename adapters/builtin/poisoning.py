@@ -12,12 +12,12 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Ints, TargetRule
 
-from ._random import Stream, numpy_generator
 from .attacks.base import Attack, Pixels
 from .datasets import Dataset
-from .hooks import Batch, BatchHook
-from .recipes import AttackSettings
+from .randomness import Stream, numpy_generator
 from .record_files import RecordImages
+from .settings import AttackSettings
+from .training.hooks import Batch, BatchHook
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clp_plugin.errors import CheckpointError, RecordError
+from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint
 from clp_plugin.images import ArrayImages
-from clp_plugin.safe_io import fit_state_dict, load_checkpoint
+from clp_plugin.records.adapter import RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 
-from ..base import RecordListing
-from .models import build
+from .models.build import build
 from .record_files import (
     DESCRIPTION,
     IMAGES,
@@ -31,7 +31,7 @@ from .record_files import (
 
 
 class BuiltinAdapter:
-    """Reads the built-in bench's records; implements :class:`clp_plugin.adapters.base.Adapter`."""
+    """Reads the built-in bench's records; implements :class:`clp_plugin.records.adapter.Adapter`."""
 
     def sniff(self, path: Path) -> bool:
         # One of the others is enough, so that a record that lost a file gets a message that says which.

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from clp_plugin.errors import RecordError
-from clp_plugin.safe_io import save_weights, write_atomically, write_json_atomically
+from clp_plugin.files.checkpoints import save_weights, write_atomically, write_json_atomically
 from clp_plugin.types import Ints, TargetRule
 
 SCHEMA_VERSION = 2

@@ -10,9 +10,9 @@ from torch import nn
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Ints, TargetRule
 
-from ._random import Stream, torch_seed
-from .recipes import Recipe
-from .training import Progress, train
+from .randomness import Stream, torch_seed
+from .settings import Recipe
+from .training.train import Progress, train
 
 
 def preparation_seed(seed: int) -> int:

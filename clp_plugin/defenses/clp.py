@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clp_plugin.defenses._choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.shared.choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.errors import ConfigError
-from clp_plugin.fusion import fuse
-from clp_plugin.lipschitz import score
-from clp_plugin.masking import apply_mask
-from clp_plugin.selection import select
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.masking.apply import apply_mask
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select
 from clp_plugin.types import NormKind, Pairing, ScoreKind
 
 
@@ -24,7 +24,7 @@ class CLP:
 
     Attributes:
         u: Prune above mean + u * std.
-        score: ``paper`` or ``relative``; see :func:`clp_plugin.lipschitz.score`.
+        score: ``paper`` or ``relative``; see :func:`clp_plugin.scoring.lipschitz.score`.
         norm: ``reshaped`` or ``exact``.
         pairing: ``dataflow``, or ``registration`` to reproduce the published code.
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses._options import is_number, require_in_range
-from clp_plugin.defenses._preactivation import prune_outliers, require_finite, watch_norm_inputs
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.shared.options import is_number, require_in_range
+from clp_plugin.defenses.shared.preactivation import prune_outliers, require_finite, watch_norm_inputs
 from clp_plugin.types import Floats
 
 # Two values of a channel that are closer than float32 can tell apart, with room for a sum's rounding.

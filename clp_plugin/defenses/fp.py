@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.channel_graph import ChannelGraph
-from clp_plugin.defenses._choice import Candidate, choose
-from clp_plugin.defenses._options import require_in_range
-from clp_plugin.defenses._training import Labeled, SGDTraining, benign_images, hold_out, part_of, train_with_sgd
 from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.shared.choice import Candidate, choose
+from clp_plugin.defenses.shared.options import require_in_range
+from clp_plugin.defenses.shared.training import Labeled, SGDTraining, benign_images, hold_out, part_of, train_with_sgd
 from clp_plugin.errors import ConfigError
-from clp_plugin.fusion import FusedView, LinearLayer, fuse
-from clp_plugin.masking import apply_mask
+from clp_plugin.fusion.graph import ChannelGraph
+from clp_plugin.fusion.layers import FusedView, LinearLayer, fuse
+from clp_plugin.masking.apply import apply_mask
 from clp_plugin.types import Bools, Floats, Mask
 
 ORACLE_STEP = 0.05

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.defenses._options import is_count, require_in_range
-from clp_plugin.defenses._stages import Stage, attention, maps_of, stages
-from clp_plugin.defenses._training import (
+from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.shared.options import is_count, require_in_range
+from clp_plugin.defenses.shared.stages import Stage, attention, maps_of, stages
+from clp_plugin.defenses.shared.training import (
     Labeled,
     SGDTraining,
     benign_images,
@@ -23,9 +24,8 @@ from clp_plugin.defenses._training import (
     part_of,
     train_with_sgd,
 )
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
 from clp_plugin.errors import ConfigError
-from clp_plugin.precision import memory_format, resolve
+from clp_plugin.networks.precision import memory_format, resolve
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class NAD(SGDTraining):
         student's schedule without attention.
         Deviations: no cutout, only crop and flip. The authors use 5 % of the training images, 2,500; CLP (ECCV 2022)
         gives NAD 500. The last epoch is the result; nothing is chosen, so nothing is held out. The stages are found by
-        the sizes of their maps (:func:`clp_plugin.defenses._stages.stages`) instead of by the blocks of one architecture,
+        the sizes of their maps (:func:`clp_plugin.defenses.shared.stages.stages`) instead of by the blocks of one architecture,
         and never have maps of a single pixel: normalized attention is 1 there and its loss exactly 0, which is what
         BackdoorBench compares for its ResNets.
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
 
-from .._random import Stream, numpy_generator
+from ..randomness import Stream, numpy_generator
 from .base import Attack, Pixels, fitting_patch_size, pattern_from_json, pattern_to_json
 
 Pattern = Literal["random", "white", "checkerboard"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from clp_plugin.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
-    from ..hooks import BatchHook
     from ..scene import Scene
+    from ..training.hooks import BatchHook
 
 Pixels = NDArray[np.uint8]
 

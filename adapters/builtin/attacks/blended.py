@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, RecordError
 
-from .._random import Stream, numpy_generator
+from ..randomness import Stream, numpy_generator
 from .base import Attack, Pixels, pattern_from_json, pattern_to_json
 
 _CHUNK = 1024

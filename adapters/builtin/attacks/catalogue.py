@@ -12,9 +12,9 @@ from .badnets import BadNets
 from .base import Attack
 from .blended import Blended
 from .cla import CLA
-from .iab import IAB
+from .iab.attack import IAB
 from .sig import SIG
-from .ssba import SSBA
+from .ssba.attack import SSBA
 from .trojan import Trojan
 from .wanet import WaNet
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.errors import ConfigError, RecordError
 
-from .._random import Stream, numpy_generator
+from ..randomness import Stream, numpy_generator
 from .base import Attack, Pixels, patch_size, pattern_from_json, pattern_to_json, require_counts
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages
 
-from .._random import Stream, numpy_generator, torch_generator
+from ..randomness import Stream, numpy_generator, torch_generator
 from .badnets import BadNets
 from .base import Attack, Pixels, fitting_patch_size, pattern_from_json, pattern_to_json, require_counts
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.types import Ints
 
-from .._random import Stream, numpy_generator
-from ..hooks import Batch, BatchHook
+from ..randomness import Stream, numpy_generator
 from ..scene import Scene
+from ..training.hooks import Batch, BatchHook
 from .base import Attack, Pixels
 
 _CHUNK = 1024

@@ -1,0 +1,1 @@
+"""IAB: a generator makes a trigger for each image."""

@@ -1,0 +1,1 @@
+"""SSBA: an encoder hides a message in each image."""

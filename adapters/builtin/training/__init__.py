@@ -1,0 +1,1 @@
+"""The built-in bench's training loop, resumable."""

@@ -1,0 +1,1 @@
+"""Read the layouts in which image data sets lie on disk."""

@@ -1,0 +1,1 @@
+"""Run a defense on a record under the rules of the numbers."""

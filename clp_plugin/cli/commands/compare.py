@@ -1,0 +1,90 @@
+"""``bench compare``: everything that was run on some records, in one table and two figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_plugin.cli.console import emit_json, say, show_table
+from clp_plugin.errors import ConfigError
+from clp_plugin.records.adapter import LOGS
+from clp_plugin.records.opening import locate_record
+from clp_plugin.registry import load_catalogue
+from clp_plugin.store.outcomes import Outcome, load_outcomes, outcomes_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_records(
+    records: Sequence[Path], out: Path, *, toolbox: str | None, root: Path | None, registry: Path | None, as_json: bool
+) -> None:
+    """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print.
+
+    Of several records also records against methods, in one table and one figure.
+    """
+    from clp_plugin.files.checkpoints import write_text_atomically
+    from clp_plugin.reports.comparison import comparison_figure, correlation_figure
+    from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
+    from clp_plugin.reports.tables import comparison_rows, outcome_rows, to_csv, to_markdown
+
+    catalogue = load_catalogue(registry)
+    paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
+    outcomes = [outcome for path in paths for outcome in _outcomes(path)]
+    rows = outcome_rows(outcomes)
+    frame = outcomes_frame(outcomes)
+    figure = comparison_figure(frame)
+    to_csv(rows, out / "comparison.csv")
+    write_text_atomically(out / "comparison.md", to_markdown(comparison_rows(outcomes)))
+    save_figure(figure, out / "comparison")
+    written = ["comparison.md, .csv, .png and .pdf"]
+    if len(paths) > 1:
+        write_text_atomically(out / "matrix.md", matrix_markdown(frame))
+        save_figure(matrix_figure(frame), out / "matrix")
+        written.append("matrix.md, .png and .pdf")
+    correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
+    if correlations:
+        save_figure(correlation_figure(correlations), out / "uclc_tac")
+        written.append("uclc_tac.png and .pdf")
+    if as_json:
+        emit_json({"rows": rows, "uclc_tac": list(correlations)})
+        return
+    show_table("after repair", *_for_people(comparison_rows(outcomes)))
+    for row in rows:
+        if row["error"]:
+            say(f"{row['method']} failed on {row['record']}: {row['error']}")
+    lacking = [path.name for path in paths if path.name not in correlations]
+    if lacking:
+        say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
+    say(f"wrote {'; '.join(written)} to {out}")
+
+
+def _outcomes(path: Path) -> list[Outcome]:
+    """Of what was run on a record; of a toolbox's scripts also those that failed."""
+    folder = path / "defense"
+    found = [outcome for place in (folder, path / LOGS) if place.is_dir() for outcome in load_outcomes(place)]
+    if not found:
+        raise ConfigError(
+            f"{path}: expected outcomes below {folder}, found none; run `bench defend` on this record first"
+        )
+    return found
+
+
+def _correlation(path: Path) -> pd.DataFrame | None:
+    """The table of the latest `bench correlate` on the record."""
+    import pandas as pd
+
+    tables = sorted((path / "analysis").glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
+    return pd.read_csv(tables[-1]) if tables else None
+
+
+def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    percents = ("before_acc", "after_acc", "before_asr", "after_asr")
+    shown = ("record", "method", *percents, "der", "seconds")  # the files have more
+    columns = [f"{key.replace('_', ' ')} %" if key in percents else key for key in shown]
+    cells: list[list[object]] = [
+        ["-" if row[key] is None else 100 * row[key] if key in percents else row[key] for key in shown] for row in rows
+    ]
+    return columns, cells

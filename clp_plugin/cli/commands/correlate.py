@@ -1,0 +1,165 @@
+"""``bench correlate`` and ``bench sweep``: the evidence, measured on test images; nothing here chooses a parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from clp_plugin.cli.console import emit_json, pick_device, progress_bar, say, show_table
+from clp_plugin.errors import ConfigError
+from clp_plugin.evidence.correlation import Correlation, correlate
+from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
+from clp_plugin.evidence.tac import trigger_activated_change
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.records.opening import locate_record, open_record
+from clp_plugin.registry import Catalogue, load_catalogue
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select
+from clp_plugin.types import Floats, Mask, NormKind, Record, ScoreKind, Scores
+
+_TAC_NORMS = ("l2", "l1")
+
+
+@dataclass(frozen=True)
+class CorrelateRequest:
+    """The options of ``bench correlate``, as typed."""
+
+    record: Path
+    toolbox: str | None = None
+    root: Path | None = None
+    u: float | None = None
+    score: str = "paper"
+    norm: str = "reshaped"
+    tac_norm: str = "l2"
+    max_images: int | None = None
+    device: str = "auto"
+    out: Path | None = None
+    trust: bool = False
+    registry: Path | None = None
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """The options of ``bench sweep``, as typed."""
+
+    record: Path
+    values: str = "0:10:0.5"
+    toolbox: str | None = None
+    root: Path | None = None
+    score: str = "paper"
+    norm: str = "reshaped"
+    parity: bool = False
+    device: str = "auto"
+    out: Path | None = None
+    trust: bool = False
+    registry: Path | None = None
+
+
+def default_u(record: Record, catalogue: Catalogue) -> float:
+    """The catalogue's u for the record's data set."""
+    return float(catalogue.defaults("defenses", "clp", dataset=record.provenance.dataset)["u"])
+
+
+def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
+    """Measure TAC, correlate, write CSV and figure, print."""
+    if request.tac_norm not in _TAC_NORMS:
+        raise ConfigError(f"--tac-norm: expected l2 or l1, found {request.tac_norm!r}")
+    if request.max_images is not None and request.max_images < 1:
+        raise ConfigError(f"--max-images: expected at least 1, found {request.max_images}")
+    catalogue = load_catalogue(request.registry)
+    path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    view = fuse(record.model, record.input_shape)
+    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    mask = select(scores, default_u(record, catalogue) if request.u is None else request.u)
+    with progress_bar("TAC") as report:
+        tac = trigger_activated_change(
+            view,
+            record,
+            norm=cast(Any, request.tac_norm),
+            max_images=request.max_images,
+            device=pick_device(request.device),
+            progress=report,
+        )
+    found = correlate(scores, tac)
+    folder = request.out or path / "analysis" / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
+    write_correlation(folder, scores, tac, mask, found)
+    if as_json:
+        emit_json({"layers": [layer.to_json() for layer in found.layers], "pooled": found.pooled.to_json()})
+    else:
+        show_correlation(found)
+        say(f"wrote tac.csv, correlation.csv, uclc_tac.png and uclc_tac.pdf to {folder}")
+
+
+def write_correlation(folder: Path, scores: Scores, tac: dict[str, Floats], mask: Mask, found: Correlation) -> None:
+    """``tac.csv`` (a row a channel), ``correlation.csv`` (a row a layer) and figure 3."""
+    from clp_plugin.reports.figures import save_figure, uclc_tac_figure
+    from clp_plugin.reports.tables import to_csv
+
+    pruned = mask.indices()
+    rows = [
+        {"layer": name, "channel": k, "sigma": sigma, "tac": tac[name][k], "pruned": k in pruned.get(name, [])}
+        for name, values in scores.sigma.items()
+        for k, sigma in enumerate(values)
+    ]
+    to_csv(rows, folder / "tac.csv")
+    to_csv([entry.to_json() for entry in (*found.layers, found.pooled)], folder / "correlation.csv")
+    titles = {entry.name: (entry.pearson, entry.spearman) for entry in found.layers}
+    save_figure(uclc_tac_figure(scores, tac, mask, titles), folder / "uclc_tac")
+
+
+def show_correlation(found: Correlation) -> None:
+    """A row a layer; the reason where a coefficient is not defined."""
+    show_table(
+        "UCLC and TAC over the channels of each layer (95 % bootstrap intervals)",
+        ("layer", "channels", "Pearson", "interval", "Spearman", "interval"),
+        [
+            (e.name, e.n, e.pearson, _interval(e.pearson_ci), e.spearman, _interval(e.spearman_ci) or e.reason)
+            for e in (*found.layers, found.pooled)
+        ],
+    )
+
+
+def _interval(ci: tuple[float, float]) -> str:
+    return "" if math.isnan(ci[0]) else f"{ci[0]:.2f} to {ci[1]:.2f}"
+
+
+def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
+    """Sweep, write CSV and figure, print."""
+    values = parse_range(request.values)
+    catalogue = load_catalogue(request.registry)
+    path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    view = fuse(record.model, record.input_shape, pairing="registration" if request.parity else "dataflow")
+    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    with progress_bar("sweep") as report:
+        rows = sweep(record, scores, values, device=pick_device(request.device), progress=report)
+    rule = "parity" if request.parity else f"{request.score}-{request.norm}"
+    folder = request.out or path / "analysis" / f"sweep-{rule}"
+    write_sweep(folder, rows, default_u(record, catalogue))
+    if as_json:
+        emit_json({"rows": [row.to_json() for row in rows]})
+    else:
+        show_sweep(rows)
+        say(f"wrote sweep.csv, sweep.png and sweep.pdf to {folder}")
+
+
+def write_sweep(folder: Path, rows: list[SweepRow], u: float) -> None:
+    """``sweep.csv`` and figure 4."""
+    from clp_plugin.reports.figures import save_figure, sweep_figure
+    from clp_plugin.reports.tables import to_csv
+
+    plain = [row.to_json() for row in rows]
+    to_csv(plain, folder / "sweep.csv")
+    save_figure(sweep_figure(plain, default_u=u), folder / "sweep")
+
+
+def show_sweep(rows: list[SweepRow]) -> None:
+    """A row a value of u, in percent."""
+    show_table(
+        "u-sweep (measured on test images: choosing u by it would be an oracle)",
+        ("u", "pruned", "ACC %", "ASR %", "RA %"),
+        [(f"{row.u:g}", row.pruned, 100 * row.acc, 100 * row.asr, 100 * row.ra) for row in rows],
+    )

@@ -1,0 +1,176 @@
+"""``bench scan``: one suspicious checkpoint, no data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from clp_plugin.cli.console import emit_json, say, show_table
+from clp_plugin.errors import CheckpointError, ConfigError
+from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint, save_weights
+from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.verification import verify
+from clp_plugin.masking.apply import masked, save_mask
+from clp_plugin.networks.architectures import build_model, default_input_shape, infer_num_classes
+from clp_plugin.records.opening import open_record
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select, z_scores
+from clp_plugin.types import Mask, NormKind, ScoreKind, Scores
+
+DEFAULT_U = 3.0
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    """The options of ``bench scan``, as typed."""
+
+    checkpoint: Path
+    arch: str | None = None
+    num_classes: int | None = None
+    input_size: str | None = None
+    u: float | None = None
+    score: str = "paper"
+    norm: str = "reshaped"
+    parity: bool = False
+    repair: Path | None = None
+    verify: bool = False
+    out: Path | None = None
+    trust: bool = False
+
+
+def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
+    """Score, select, write what was asked for, print."""
+    if request.repair is not None and request.repair.suffix not in _WEIGHT_SUFFIXES:
+        raise ConfigError(f"--repair {request.repair}: expected a name ending in {', '.join(_WEIGHT_SUFFIXES)}")
+    if request.repair is not None and request.repair.resolve() == request.checkpoint.resolve():
+        raise ConfigError(
+            f"--repair {request.repair} is the checkpoint itself, which stays as it is; give another name"
+        )
+    model, shape = _load(request)
+    view = fuse(model, shape, pairing="registration" if request.parity else "dataflow")
+    start = time.perf_counter()
+    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    u = DEFAULT_U if request.u is None else request.u
+    mask = select(scores, u)
+    seconds = time.perf_counter() - start
+    report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask)}
+    if request.verify:
+        report["verified"] = _verified(view, shape)
+    if request.repair is not None:
+        save_weights(masked(model, mask).state_dict(), request.repair)
+        say(f"wrote the repaired checkpoint to {request.repair}")
+    folder = request.out or (None if as_json else Path("runs") / "scan" / request.checkpoint.stem)
+    if folder is not None:
+        _write(folder, scores, mask, u, report)
+    if as_json:
+        emit_json(report)
+    else:
+        _show(request, view, scores, mask, u)
+
+
+def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str, Any]]:
+    """The ``layers`` of ``bench scan --json``: one entry a layer, heads included."""
+    pruned = mask.indices()
+    return [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "conv": layer.conv[0] if len(layer.conv) == 1 else list(layer.conv) or None,
+            "norm": layer.norm,
+            "channels": layer.channels,
+            "sigma": scores.sigma[layer.name].tolist(),
+            "pruned": pruned.get(layer.name, []),
+        }
+        for layer in view.layers
+    ]
+
+
+def _load(request: ScanRequest) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The model and the shape of its input; a record's folder says both itself."""
+    if request.arch is None and request.checkpoint.is_dir():
+        record = open_record(request.checkpoint, trust=request.trust)
+        return record.model, record.input_shape
+    state = load_checkpoint(request.checkpoint, trust=request.trust)
+    if request.arch is None:
+        raise ConfigError(
+            f"{request.checkpoint} holds weights only: say what they are weights of, with --arch torchvision:NAME, "
+            "timm:NAME, builtin:NAME or path/to/file.py:callable"
+        )
+    classes = infer_num_classes(state) if request.num_classes is None else request.num_classes
+    model = build_model(request.arch, num_classes=classes)
+    fit_state_dict(model, state, where=f"{request.checkpoint} as {request.arch} with {classes} classes")
+    shape = default_input_shape(request.arch) if request.input_size is None else parse_shape(request.input_size)
+    return model.eval(), shape
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """``C,H,W`` as three positive numbers.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+        if min(channels, height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--input-size: expected C,H,W such as 3,32,32; found {text!r}") from None
+    return channels, height, width
+
+
+def _verified(view: FusedView, shape: tuple[int, int, int]) -> dict[str, Any]:
+    found = verify(view, shape)
+    if not found.passed:
+        raise CheckpointError(
+            f"the layers found do not stand the check on real tensors: relative error {found.error:.1e}, other channels "
+            f"moved in {', '.join(found.wrong) or 'no layer'}; please report this architecture"
+        )
+    return {"relative_error": found.error, "replaced": found.replaced, "perturbed": found.perturbed}
+
+
+def _write(folder: Path, scores: Scores, mask: Mask, u: float, report: Mapping[str, Any]) -> None:
+    from clp_plugin.reports.figures import channel_scores_figure, save_figure
+    from clp_plugin.reports.tables import to_csv
+
+    rows = [
+        {"layer": entry["name"], "kind": entry["kind"], "channel": k, "sigma": sigma, "pruned": k in entry["pruned"]}
+        for entry in report["layers"]
+        for k, sigma in enumerate(entry["sigma"])
+    ]
+    to_csv(rows, folder / "scores.csv")
+    save_mask(mask, folder / "mask.json")
+    save_figure(channel_scores_figure(scores, mask, u), folder / "scores")
+    say(f"wrote scores.csv, mask.json, scores.png and scores.pdf to {folder}")
+
+
+def _show(request: ScanRequest, view: FusedView, scores: Scores, mask: Mask, u: float) -> None:
+    rows = []
+    for layer in view.layers:
+        z = z_scores(scores.sigma[layer.name], unbiased=request.parity)
+        found = mask.indices().get(layer.name, [])
+        listed = ", ".join(f"{k} ({z[k]:.1f})" for k in sorted(found, key=lambda k: -z[k])[:6])
+        rows.append(
+            (
+                layer.name,
+                layer.kind,
+                layer.channels,
+                float(z.max(initial=0.0)),
+                listed + (", ..." if len(found) > 6 else ""),
+            )
+        )
+    show_table(
+        f"{request.checkpoint}: channels above mean + {u:g} std ({len(mask)} of {sum(v.size for v in mask.pruned.values())})",
+        ("layer", "kind", "channels", "largest z", "outlying channels (z)"),
+        rows,
+    )
+    prunable = [layer for layer in view.layers if layer.kind != "head"]
+    if not prunable:
+        say("note: no layer of this model can be pruned")
+    for name in view.unreached:
+        say(f"note: {name} is never executed and was not scored")

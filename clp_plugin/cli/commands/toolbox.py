@@ -1,0 +1,67 @@
+"""``bench toolbox``: install, check, register."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from clp_plugin.cli.commands.defend_toolbox import named_toolbox
+from clp_plugin.cli.console import emit_json, say, show_table
+from clp_plugin.config import data_folder, remember_toolbox
+from clp_plugin.records.adapter import CheckoutState
+
+
+def install(
+    name: str, *, source: str | None, ref: str | None, destination: Path | None, registry: Path | None, as_json: bool
+) -> None:
+    """Clone, and remember where."""
+    toolbox = named_toolbox(name, registry)
+    root = toolbox.install(destination or data_folder() / "toolboxes" / name, source=source, ref=ref)
+    settings = remember_toolbox(name, root)
+    if as_json:
+        emit_json({"root": str(root), "config": str(settings)})
+    else:
+        say(f"{name} is in {root}; noted in {settings}. Next: bench toolbox check {name}")
+
+
+def check(name: str, *, root: Path | None, registry: Path | None, as_json: bool) -> None:
+    """What the checkout is, and which of its scripts start here."""
+    state = named_toolbox(name, registry).check(root=root)
+    pip = pip_line(state)
+    if as_json:
+        emit_json({**asdict(state), "root": str(state.root), "pip": pip})
+        return
+    show_table(
+        f"{name} at {state.root} (found by {state.found_by}), commit {state.commit or 'unknown'}",
+        ("script", "kind", "starts here", "why not"),
+        [
+            (script.name, script.kind, "no" if script.problem else "yes", script.problem)
+            for script in state.scripts
+        ],
+    )  # fmt: skip
+    say(
+        f"this plugin is {'registered in it' if state.registered else f'not registered in it: bench toolbox register {name}'}"
+    )
+    if pip:
+        say(f"install what is missing: {pip}")
+
+
+def register(name: str, *, root: Path | None, remove: bool, registry: Path | None, as_json: bool) -> None:
+    """Add this plugin to the checkout, or take it out."""
+    files = named_toolbox(name, registry).register(root=root, remove=remove)
+    if as_json:
+        emit_json({"removed" if remove else "written": [str(path) for path in files]})
+        return
+    for path in files:
+        say(f"{'deleted' if remove else 'wrote'} {path}")
+    if not files:
+        say("nothing to do: this plugin is not registered there")
+    elif not remove:
+        say("run it there: python defense/clp_plugin.py --result_file RECORD --dataset cifar10 --device cpu")
+
+
+def pip_line(state: CheckoutState) -> str:
+    """The command that installs all missing packages, or nothing."""
+    missing = sorted({script.missing for script in state.scripts if script.missing})
+    return f"{sys.executable} -m pip install {' '.join(missing)}" if missing else ""

@@ -1,0 +1,1 @@
+"""DHBE: distillation with an adversarial game, in three parts."""

@@ -1,0 +1,1 @@
+"""Measure a model, or many masks of it, on a record (step 6)."""

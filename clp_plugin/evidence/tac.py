@@ -1,0 +1,159 @@
+"""Trigger-activated change (TAC): how much each channel moves when the trigger is attached. Diagnosis only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clp_plugin.errors import ConfigError, RecordError, unknown_name
+from clp_plugin.fusion.layers import FusedView, LinearLayer
+from clp_plugin.scoring.kernels import norm_gain
+from clp_plugin.types import Floats, Record
+
+_ORDERS = {"l2": 2, "l1": 1}
+
+
+def trigger_activated_change(
+    view: FusedView,
+    record: Record,
+    *,
+    norm: Literal["l2", "l1"] = "l2",
+    max_images: int | None = None,
+    batch_size: int = 128,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Floats]:
+    """Mean over test images of the norm of the change of each channel's map at the linear layer's output.
+
+    One pass over clean and triggered twins; memory does not depend on the number of images. A BatchNorm is watched at
+    its input, and the change multiplied by its gain, which is the change at its linear output even where the module
+    contains the activation.
+
+    Args:
+        view: Of the model to watch, usually ``fuse(record.model, record.input_shape)``.
+        record: Supplies the image pairs.
+        norm: ``l2``: the paper's. ``l1``: sum of absolute changes over positions, BackdoorBench's.
+        max_images: Use only the first so many pairs.
+        batch_size: Pairs per forward pass.
+        device: Where to run.
+        progress: Called with pairs done and pairs in all.
+
+    Returns:
+        Layer name to ``(channels,)`` float64; NaN for a layer that does not run in eval mode. The model's modes are as
+        before and it is back on its device; no hook stays.
+
+    Raises:
+        ConfigError: If ``norm`` is unknown or ``max_images`` or ``batch_size`` is below 1.
+        RecordError: If the record has no image pairs.
+
+    Source:
+        CLP 4.2. It needs the trigger, so no defense may use it.
+    """
+    pairs = record.triggered
+    total = _pairs_to_use(record, norm, max_images, batch_size)
+    model = view.model
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    sums: dict[str, Tensor] = {}
+    with torch.inference_mode(), _running_on(model, device), _watching(view, _ORDERS[norm], sums):
+        for start in range(0, total, batch_size):
+            index = np.arange(start, min(start + batch_size, total))
+            clean = next(record.clean.take(pairs.clean_index[index]).batches(len(index)))
+            triggered = next(pairs.images.take(index).batches(len(index)))
+            model(torch.cat([clean, triggered]).to(device, dtype))
+            if progress is not None:
+                progress(int(index[-1]) + 1, total)
+    return {layer.name: _mean_change(view, layer, sums, total) for layer in view.layers}
+
+
+def _pairs_to_use(record: Record, norm: str, max_images: int | None, batch_size: int) -> int:
+    if norm not in _ORDERS:
+        raise ConfigError(unknown_name("TAC norm", norm, _ORDERS))
+    for name, value in (("max_images", max_images), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: expected at least 1, found {value}")
+    found = len(record.triggered.images)
+    if not found:
+        raise RecordError(f"{record.provenance.path}: expected triggered test images to compare with, found none")
+    return found if max_images is None else min(max_images, found)
+
+
+@contextlib.contextmanager
+def _running_on(model: nn.Module, device: str) -> Iterator[None]:
+    """Eval mode on ``device``; afterwards every module has its mode again, and the model is where it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    home = next((p.device for p in model.parameters()), torch.device(device))
+    model.to(device).eval()
+    try:
+        yield
+    finally:
+        model.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _watching(view: FusedView, order: int, sums: dict[str, Tensor]) -> Iterator[None]:
+    """Hooks that add each batch's change of every layer to ``sums``; the first call of a shared module counts."""
+    seen: set[str] = set()
+    images = 0
+
+    def start(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal images
+        seen.clear()
+        images = len(inputs[0])
+
+    def add(name: str, maps: Tensor) -> None:
+        if name in seen or len(maps) % images:
+            return
+        seen.add(name)
+        change = _change_per_channel(maps, view.modules[name], order, images // 2)
+        sums[name] = sums[name] + change if name in sums else change
+
+    def on_input(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, inputs: add(name, inputs[0])
+
+    def on_output(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _module, _inputs, output: add(name, output)
+
+    handles = [view.model.register_forward_pre_hook(start)]
+    for layer in view.layers:
+        module = view.modules[layer.name]
+        if layer.norm is not None:
+            handles.append(module.register_forward_pre_hook(on_input(layer.name)))
+        else:
+            handles.append(module.register_forward_hook(on_output(layer.name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _change_per_channel(maps: Tensor, module: nn.Module, order: int, pairs: int) -> Tensor:
+    """Sum over pairs of the norm of the change, ``(channels,)``; ``maps`` is the clean half, then the triggered one.
+
+    Several rows an image (tokens flattened into the batch, as in LeViT) are positions of that image's map.
+    """
+    clean, triggered = maps.chunk(2)
+    change = triggered - clean
+    if isinstance(module, nn.Linear) and change.ndim > 2:
+        change = change.movedim(-1, 1)
+    if len(change) != pairs:
+        change = change.unflatten(0, (pairs, -1)).movedim(2, 1)
+    wide = torch.promote_types(change.dtype, torch.float32)  # half precision must not be summed in half precision
+    if change.ndim == 2:
+        return change.to(wide).abs().sum(0)
+    sizes: Tensor = torch.linalg.vector_norm(change.flatten(2), ord=order, dim=2, dtype=wide)
+    return sizes.sum(0)
+
+
+def _mean_change(view: FusedView, layer: LinearLayer, sums: dict[str, Tensor], total: int) -> Floats:
+    if layer.name not in sums:
+        return np.full(layer.channels, np.nan)
+    mean = sums[layer.name].double().cpu().numpy() / total
+    return mean if layer.norm is None else mean * norm_gain(view.modules[layer.norm]).numpy()

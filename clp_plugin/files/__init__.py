@@ -1,0 +1,1 @@
+"""Read files of strangers safely, and write files that are never half there."""

@@ -1,0 +1,1 @@
+"""Find a network's linear layers by following its tensors (step 2)."""

@@ -1,0 +1,112 @@
+"""Run a model once to find what feeds what: on meta tensors (no data, no arithmetic), or for real if values are needed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from clp_plugin.errors import PairingError
+from clp_plugin.fusion.following import ChannelFollower
+from clp_plugin.fusion.graph import CONV_TYPES, ChannelGraph, is_norm
+
+
+def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Sequence[str] = ()) -> ChannelGraph:
+    """Follow the channels of one run in eval mode.
+
+    Args:
+        model: Any module that takes one image batch; its modes, hooks and values are unchanged afterwards.
+        input_shape: Shape of one image, ``(C, H, W)`` or what the model takes without the batch dimension.
+        training_modules: Names of modules whose own flag ``training`` is set during the run (not their children's), to
+            reach branches such as auxiliary heads.
+
+    Raises:
+        PairingError: If neither a run on meta tensors nor a real one succeeds.
+    """
+    shape = (1, *input_shape)
+    try:
+        return _run_on_meta(model, shape, training_modules)
+    except Exception as meta_error:  # any model code may fail on meta tensors, in any way
+        try:
+            return _run_for_real(model, shape, training_modules)
+        except Exception as error:
+            raise PairingError(
+                f"the model cannot be run on one input of shape {shape} to find its layers: {type(error).__name__}: "
+                f"{error} (on meta tensors: {type(meta_error).__name__}); give the input size that it was made for"
+            ) from error
+
+
+def _run_on_meta(model: nn.Module, shape: tuple[int, ...], training_modules: Sequence[str]) -> ChannelGraph:
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    swapped = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
+    dtype = next((t.dtype for t in named.values() if t.is_floating_point()), torch.float32)
+    with torch.device("meta"):
+        image = torch.empty(shape, dtype=dtype)
+        return _follow(
+            model, lambda: torch.func.functional_call(model, swapped, (image,)), image, training_modules, "meta"
+        )
+
+
+def _run_for_real(model: nn.Module, shape: tuple[int, ...], training_modules: Sequence[str]) -> ChannelGraph:
+    first = next(model.parameters(), torch.empty(0))
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    return _follow(model, lambda: model(image), image, training_modules, "real forward pass")
+
+
+def _follow(model: nn.Module, run: Any, image: torch.Tensor, training_modules: Sequence[str], how: str) -> ChannelGraph:
+    follower = ChannelFollower()
+    follower.graph.how = how
+    follower.add_input(image)
+    with torch.no_grad(), _modes(model, training_modules), _no_fused_attention(), _hooks(model, follower), follower:
+        output = run()
+    leaves = [t for t in tree_flatten(_plain(output))[0] if isinstance(t, torch.Tensor)]
+    follower.graph.outputs = sorted({n for t in leaves for n in follower.parents_of(t)})
+    return follower.graph
+
+
+def _plain(output: Any) -> Any:
+    """Dataclass-like outputs (Hugging Face's) as dictionaries, so that their tensors are found."""
+    return dict(output) if hasattr(output, "keys") and not isinstance(output, dict) else output
+
+
+@contextlib.contextmanager
+def _modes(model: nn.Module, training_modules: Sequence[str]) -> Iterator[None]:
+    """Eval mode but for the flags asked for; every module's own flag is restored."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for name in training_modules:
+        model.get_submodule(name).training = True
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """nn.MultiheadAttention's inference fast path has no meta kernel; the slow path computes the same."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _hooks(model: nn.Module, follower: ChannelFollower) -> Iterator[None]:
+    handles = []
+    for name, module in model.named_modules():
+        if is_norm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
+            handles.append(module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(follower.leaving(name, module)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

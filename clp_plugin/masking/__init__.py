@@ -1,0 +1,1 @@
+"""Silence the chosen channels, or cut them out (step 5)."""

@@ -1,0 +1,1 @@
+"""Facts about networks as torch has them: kinds of modules, wrappers, architectures, devices, precision."""

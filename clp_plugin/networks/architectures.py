@@ -1,0 +1,177 @@
+"""Build a network from one line of text, and guess what a checkpoint leaves unsaid."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_plugin.errors import CheckpointError, ClpError, ConfigError
+from clp_plugin.imports import import_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMS = "builtin:NAME, torchvision:NAME, timm:NAME, path/to/file.py:callable"
+_BUILTIN_MODELS = "clp_plugin.adapters.builtin.models.build"
+_HEAD = re.compile(r"^(?:fc|heads?|classifier|linear|last_linear|logits|output)\d*$")
+
+
+def build_model(spec: str, *, num_classes: int, **options: Any) -> nn.Module:
+    """An untrained network in eval mode.
+
+    Args:
+        spec: ``"builtin:resnet18"``, ``"torchvision:resnet50"``, ``"timm:NAME"``, or ``"path/to/file.py:callable"``;
+            the callable gets ``num_classes`` if it takes it.
+        num_classes: Number of outputs, at least 1.
+        options: Passed to the builder, e.g. ``width=16``.
+
+    Raises:
+        ConfigError: If the name is unknown, its package is missing, or the builder does not take the options.
+    """
+    source, name = _split(spec)
+    if num_classes < 1:
+        raise ConfigError(f"{spec}: expected at least 1 class, found {num_classes}")
+    builder = {"builtin": _builtin, "torchvision": _torchvision, "timm": _timm}.get(source, _from_file)
+    make = builder(name if builder is not _from_file else spec)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about weight initialization, which a checkpoint replaces
+            model = make(num_classes=num_classes, **options)
+    except ClpError:
+        raise
+    except Exception as error:  # a user's own constructor may raise anything
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
+        raise ConfigError(
+            f"cannot build {spec} with {num_classes} classes and {given}: {type(error).__name__}: {error}"
+        ) from error
+    return _as_module(model, spec).eval()
+
+
+def default_input_shape(spec: str) -> tuple[int, int, int]:
+    """The input ``(C, H, W)`` an architecture is meant for, when nobody says otherwise.
+
+    Raises:
+        ConfigError: If the spec or a timm name is unknown.
+    """
+    source, name = _split(spec)
+    if source == "torchvision":
+        return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+    if source == "timm":
+        _timm(name)
+        config = importlib.import_module("timm.models").get_pretrained_cfg(name)
+        channels, height, width = config.input_size if config is not None else (3, 224, 224)
+        return int(channels), int(height), int(width)
+    return 3, 32, 32
+
+
+def infer_num_classes(state_dict: Mapping[str, Tensor]) -> int:
+    """The number of classes a checkpoint was trained for: rows of its last linear weight, or of its last 1x1 conv.
+
+    Layers with the usual name of a head go first, because safetensors files do not keep the order of the layers.
+
+    Raises:
+        CheckpointError: If there is no such weight.
+    """
+    weights = {key: tensor for key, tensor in state_dict.items() if key.endswith("weight")}
+    linear = [key for key, tensor in weights.items() if tensor.ndim == 2]
+    pointwise = [key for key, tensor in weights.items() if tensor.ndim == 4 and tuple(tensor.shape[2:]) == (1, 1)]
+    if candidates := linear or pointwise:
+        named = [key for key in candidates if _HEAD.match(key.partition(".")[0])]
+        return int(weights[max(named, key=_natural) if named else candidates[-1]].shape[0])
+    raise CheckpointError(
+        f"cannot tell the number of classes: none of the {len(state_dict)} tensors is a linear weight (out, in) or a "
+        "1x1 convolution; pass --num-classes"
+    )
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sort key under which ``classifier.10`` follows ``classifier.9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+
+
+def _split(spec: str) -> tuple[str, str]:
+    source, colon, name = spec.rpartition(":")
+    if not (colon and source and name) or (source not in ("builtin", "torchvision", "timm") and source[-3:] != ".py"):
+        hint = f" (perhaps torchvision:{spec})" if not colon and spec else ""
+        raise ConfigError(f"unknown architecture {spec!r}{hint}; expected one of the forms {FORMS}")
+    return source, name
+
+
+def _builtin(name: str) -> Callable[..., Any]:
+    build = importlib.import_module(_BUILTIN_MODELS).build
+
+    def make(**options: Any) -> Any:
+        return build(name, **options)
+
+    return make
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    models = importlib.import_module("torchvision.models")
+    _require_known("torchvision", name, models.list_models(module=models))
+    # Their own initialization takes seconds and warns.
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+    def make(**options: Any) -> Any:
+        return models.get_model(name, weights=None, **{**quick, **options})
+
+    return make
+
+
+def _timm(name: str) -> Callable[..., Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'timm:{name} needs timm, which is not installed: pip install "clp-plugin[timm]"') from error
+    _require_known("timm", name.partition(".")[0], timm.list_models())
+
+    def make(**options: Any) -> Any:
+        return timm.create_model(name, pretrained=False, **options)
+
+    return make
+
+
+def _require_known(source: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ConfigError(
+            f"unknown architecture {source}:{name}{hint} ({len(names)} known, see {source}'s list_models())"
+        )
+
+
+def _from_file(spec: str) -> Callable[..., Any]:
+    source, _, name = spec.rpartition(":")
+    try:
+        module = import_file(Path(source))
+    except Exception as error:  # whatever the user's own code raises
+        raise ConfigError(f"architecture {spec!r}: running {source} failed: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(f"architecture {spec!r}: {source} has no callable {name!r}; expected one returning a network")
+    return _given_what_it_takes(found)
+
+
+def _given_what_it_takes(function: Callable[..., Any]) -> Callable[..., Any]:
+    def make(*, num_classes: int, **options: Any) -> Any:
+        parameters = inspect.signature(function).parameters.values()
+        if any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters):
+            return function(num_classes=num_classes, **options)
+        return function(**options)
+
+    return make
+
+
+def _as_module(model: Any, spec: str) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"architecture {spec!r}: expected a torch.nn.Module, the callable returned {type(model)}")
+    return model

@@ -1,0 +1,180 @@
+"""Open a record of any known toolbox; which one it is, the adapters say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from clp_plugin.errors import ConfigError, RecordError, RegistryError
+from clp_plugin.registry import Catalogue, load_catalogue
+from clp_plugin.types import Record
+
+_log = logging.getLogger(__name__)
+
+
+class _Listing(Protocol):
+    @property
+    def path(self) -> Path: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def complete(self) -> bool: ...
+
+
+class RecordReader(Protocol):
+    """The part of ``clp_plugin.records.adapter.Adapter`` used here; core does not import adapters."""
+
+    def sniff(self, path: Path) -> bool: ...
+    def open(self, path: Path, *, trust: bool = False) -> Record: ...
+    def records(self, root: Path) -> Iterator[_Listing]: ...
+
+
+@dataclass(frozen=True)
+class FoundRecord:
+    """One line of ``bench list records``.
+
+    Attributes:
+        toolbox: The toolbox whose adapter found it.
+        path: The record's folder.
+        summary: Attack, dataset and architecture; for an incomplete record, what is missing.
+        complete: Whether it can be opened.
+    """
+
+    toolbox: str
+    path: Path
+    summary: str
+    complete: bool
+
+
+def open_record(
+    path: str | Path, *, toolbox: str | None = None, trust: bool = False, catalogue: Catalogue | None = None
+) -> Record:
+    """Open one attacked model with all that is needed to judge it.
+
+    Args:
+        path: The record's folder.
+        toolbox: Its toolbox's name in the catalogue; found out by file names if None.
+        trust: Allow pickles that run code. Only for files whose content is known.
+        catalogue: What is on offer; the default one if None.
+
+    Raises:
+        RecordError: If there is no record, it is incomplete, or two toolboxes claim it.
+        CheckpointError: If its weights cannot be read safely or do not fit.
+        RegistryError: If ``toolbox`` is unknown or cannot be imported.
+    """
+    path = Path(path)
+    catalogue = catalogue if catalogue is not None else load_catalogue()
+    return find_adapter(path, toolbox=toolbox, catalogue=catalogue).open(path, trust=trust)
+
+
+def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> RecordReader:
+    """The adapter that reads the record in a folder.
+
+    Args:
+        path: The record's folder.
+        toolbox: Its toolbox's name; found out by file names if None.
+        catalogue: What is on offer.
+
+    Raises:
+        RecordError: If there is no record, or not exactly one toolbox claims it.
+        RegistryError: If ``toolbox`` is unknown or cannot be imported.
+    """
+    if toolbox is not None:
+        adapter = load_adapter(catalogue, toolbox)
+        _require_filled_folder(path)
+        return adapter
+    _require_filled_folder(path)
+    adapters = _importable_adapters(catalogue)
+    claiming = {name: adapter for name, adapter in adapters.items() if adapter.sniff(path)}
+    if not claiming:
+        raise RecordError(_nobody_knows(path, adapters))
+    if len(claiming) > 1:
+        raise RecordError(f"{path} looks like a record of {' and of '.join(claiming)}; say which with --toolbox")
+    return next(iter(claiming.values()))
+
+
+def locate_record(record: Path, *, toolbox: str | None, root: Path | None, catalogue: Catalogue) -> Path:
+    """The folder of a record that was given as a path, or by its name in a toolbox's checkout.
+
+    Args:
+        record: A folder, or a name that the toolbox's adapter can locate.
+        toolbox: Whose name it is; without it only a path is understood.
+        root: The checkout, if not the one that the adapter finds.
+        catalogue: What is on offer.
+    """
+    locate = getattr(load_adapter(catalogue, toolbox), "locate", None) if toolbox is not None else None
+    if record.is_dir() or locate is None:
+        return record
+    return cast(Path, locate(str(record), root=root))
+
+
+def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[FoundRecord]:
+    """Records directly under a folder, complete or not, of all toolboxes, sorted by path.
+
+    Raises:
+        RecordError: If ``root`` is no folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise RecordError(f"cannot list records: there is no folder {root}")
+    catalogue = catalogue if catalogue is not None else load_catalogue()
+    found = [
+        FoundRecord(name, listing.path, listing.summary, listing.complete)
+        for name, adapter in _importable_adapters(catalogue).items()
+        for listing in adapter.records(root)
+    ]
+    return sorted(found, key=lambda record: (str(record.path), record.toolbox))
+
+
+def load_adapter(catalogue: Catalogue, name: str) -> RecordReader:
+    """The adapter of a toolbox by its name in the catalogue.
+
+    Raises:
+        RegistryError: If the name is unknown, cannot be imported, or is no adapter.
+    """
+    found = catalogue.resolve("toolboxes", name)
+    try:
+        adapter = found() if isinstance(found, type) else found
+    except Exception as error:  # a third party's constructor
+        raise RegistryError(f"toolbox {name!r}: {found!r} cannot be made without arguments: {error}") from error
+    lacking = [method for method in ("sniff", "open", "records") if not callable(getattr(adapter, method, None))]
+    if lacking:
+        raise RegistryError(f"toolbox {name!r}: {found!r} is no adapter, it lacks {', '.join(lacking)}")
+    return cast(RecordReader, adapter)
+
+
+def _importable_adapters(catalogue: Catalogue) -> dict[str, RecordReader]:
+    """One broken extension must not make the records of the other toolboxes unreadable."""
+    adapters: dict[str, RecordReader] = {}
+    for name in catalogue.names("toolboxes"):
+        try:
+            adapters[name] = load_adapter(catalogue, name)
+        except RegistryError as error:
+            _log.warning("left out: %s", error)
+    return adapters
+
+
+def _require_filled_folder(path: Path) -> None:
+    try:
+        empty = not any(path.iterdir())
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"there is no record at {path.absolute()}; `bench list records` shows what there is"
+        ) from error
+    except NotADirectoryError as error:
+        raise RecordError(f"{path} is a file; expected a record's folder, perhaps {path.absolute().parent}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    if empty:
+        raise RecordError(f"{path} is an empty folder, not a record; run the attack that should have filled it")
+
+
+def _nobody_knows(path: Path, adapters: dict[str, RecordReader]) -> str:
+    held = sorted(item.name for item in path.iterdir())
+    shown = ", ".join(held[:8]) + ", ..." * (len(held) > 8)
+    wanted = {name: getattr(adapter, "looks_for", "") for name, adapter in adapters.items()}
+    asked = "; ".join(f"{name} ({what})" if what else name for name, what in wanted.items()) or "none"
+    return f"{path} is not a record of a known toolbox. Looked for: {asked}. Found: {shown}"

@@ -1,0 +1,1 @@
+"""Choose the channels to prune from their scores (step 4)."""

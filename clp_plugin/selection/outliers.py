@@ -1,0 +1,50 @@
+"""From scores to a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clp_plugin.errors import ConfigError
+from clp_plugin.types import Bools, Floats, Mask, Scores
+
+
+def select(scores: Scores, u: float, *, unbiased: bool | None = None) -> Mask:
+    """Prune channel k of layer l when sigma_k > mean_l + u * std_l.
+
+    Args:
+        scores: From :func:`clp_plugin.scoring.lipschitz.score`; heads are left alone.
+        u: Number of standard deviations, 0 or more.
+        unbiased: Divide by K - 1 in the standard deviation, as the published code does; None follows the scores'
+            pairing (population, the paper's, for ``dataflow``; unbiased for ``registration``).
+
+    Returns:
+        A mask that names every prunable layer. A layer with fewer than 2 channels or with equal scores prunes nothing.
+
+    Raises:
+        ConfigError: If u is negative or not a number.
+
+    Source:
+        CLP 4.5 and algorithm 1.
+    """
+    if not u >= 0:
+        raise ConfigError(f"u must be 0 or more (the paper uses 3 to 5), found {u}")
+    by_code = scores.pairing == "registration" if unbiased is None else unbiased
+    return Mask({name: _outliers(s, u, by_code) for name, s in scores.sigma.items() if name not in scores.heads})
+
+
+def z_scores(sigma: Floats, *, unbiased: bool = False) -> Floats:
+    """How many standard deviations each channel lies above its layer's mean, ``(K,)``; zeros where all are equal."""
+    if _says_nothing(sigma):
+        return np.zeros(len(sigma))
+    return np.asarray((sigma - sigma.mean()) / sigma.std(ddof=int(unbiased)))
+
+
+def _outliers(sigma: Floats, u: float, unbiased: bool) -> Bools:
+    if _says_nothing(sigma):
+        return np.zeros(len(sigma), dtype=bool)
+    return np.asarray(sigma > sigma.mean() + u * sigma.std(ddof=int(unbiased)))
+
+
+def _says_nothing(sigma: Floats) -> bool:
+    """Fewer than 2 channels, or scores equal up to rounding: no channel stands out."""
+    return len(sigma) < 2 or bool(np.ptp(sigma) <= 1e-12 * np.abs(sigma).max())

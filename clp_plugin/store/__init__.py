@@ -1,0 +1,1 @@
+"""Keep what was measured: one JSON file an outcome (step 7)."""

@@ -1,0 +1,229 @@
+"""One JSON file per outcome: what ran, on what, with what result. Holds no tensors; imports no torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clp_plugin.errors import ConfigError
+from clp_plugin.files.checkpoints import write_json_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION: Literal[1] = 1
+_VERSIONED = ("clp-plugin", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what runs here, from the metadata of the installed packages: name to version or ``"unknown"``."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _VERSIONED:
+        try:
+            found[package.replace("-", "_")] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # an uninstalled checkout has no metadata of its own
+            found[package.replace("-", "_")] = "unknown"
+    return found
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class StoredMetrics(BaseModel):
+    """As :class:`clp_plugin.types.Metrics`; fractions in [0, 1], None where there was nothing to measure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    acc: float | None = Field(ge=0, le=1)
+    asr: float | None = Field(ge=0, le=1)
+    ra: float | None = Field(ge=0, le=1)
+    base_rate: float | None = Field(ge=0, le=1)
+    n_clean: int = Field(ge=0)
+    n_triggered: int = Field(ge=0)
+
+    @field_validator("acc", "asr", "ra", "base_rate", mode="before")
+    @classmethod
+    def _nothing_measured(cls, value: object) -> object:
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class Outcome(BaseModel):
+    """What one method did to one record.
+
+    Attributes:
+        method: Name of the defense or attack in the catalogue, or in its toolbox.
+        implementation: Whose code ran: ``"clp_plugin"``, or the toolbox, e.g. ``"backdoorbench"``.
+        options: Its options, as used.
+        command: The command line, or what a library call amounts to.
+        seed: The seed all randomness came from.
+        device: Where it ran, e.g. ``"cpu"``.
+        seconds: Time of the method itself, without loading and evaluation.
+        budget: ``"none"``, or how many benign images it was allowed, e.g. ``"benign:500"``.
+        protocol: ``"defender"``, or ``"oracle"`` if a test or triggered image took part in choosing a parameter.
+        status: ``"ok"`` or ``"failed"``.
+        error: What went wrong, if it failed.
+        provenance: The record's :meth:`~clp_plugin.types.Provenance.to_json`; empty for a lone checkpoint.
+        before: Metrics of the attacked model.
+        after: Metrics of the repaired model.
+        reported: ``acc``, ``asr``, ``ra`` in [0, 1] as the toolbox's own script measured them; None for our own code.
+        der: Defense effectiveness rating in [0, 1].
+        mask: :meth:`~clp_plugin.types.Mask.to_json`.
+        weights: Path of the repaired weights, relative to the outcome's folder where it lies below it.
+        log: Anything else worth keeping, as plain data.
+        versions: Package to version.
+        created: ISO 8601, UTC.
+        schema_version: Of this file format.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    implementation: str = "clp_plugin"
+    options: dict[str, Any] = {}
+    command: str
+    seed: int | None
+    device: str
+    seconds: float = Field(ge=0)
+    budget: str = "none"
+    protocol: Literal["defender", "oracle"] = "defender"
+    status: Literal["ok", "failed"] = "ok"
+    error: str | None = None
+    provenance: dict[str, Any] = {}
+    before: StoredMetrics | None = None
+    after: StoredMetrics | None = None
+    reported: dict[str, float] | None = None
+    der: float | None = Field(default=None, ge=0, le=1)
+    mask: dict[str, dict[str, Any]] | None = None
+    weights: str | None = None
+    log: dict[str, Any] = {}
+    versions: dict[str, str] = Field(default_factory=versions)
+    created: str = Field(default_factory=_now)
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    @model_validator(mode="after")
+    def _a_failure_says_why(self) -> Outcome:
+        if (self.status == "failed") != bool(self.error):
+            raise ValueError("a failed outcome needs its error, and only a failed one has it")
+        return self
+
+    def has_options(self, options: Mapping[str, Any]) -> bool:
+        """Whether these were its options, as a file tells them: there a tuple is a list."""
+        return bool(self.model_dump(mode="json")["options"] == json.loads(json.dumps(dict(options))))
+
+    @property
+    def pruned(self) -> int | None:
+        """Number of pruned channels, None if no mask was made."""
+        return None if self.mask is None else sum(len(layer["pruned"]) for layer in self.mask.values())
+
+    @property
+    def images_apart(self) -> dict[str, int]:
+        """Metric to the number of test images on which the toolbox's own number and ours differ; of those that it told."""
+        if self.after is None:
+            return {}
+        counts = {"acc": self.after.n_clean, "asr": self.after.n_triggered, "ra": self.after.n_triggered}
+        ours = {key: getattr(self.after, key) for key in counts}
+        both = {key: told for key, told in (self.reported or {}).items() if ours.get(key) is not None}
+        return {key: round(abs(told - ours[key]) * counts[key]) for key, told in both.items()}
+
+
+def save_outcome(outcome: Outcome, path: Path) -> None:
+    """Write an outcome in one step.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    write_json_atomically(path, outcome.model_dump(mode="json"))
+
+
+def load_outcome(path: Path) -> Outcome:
+    """Read an outcome.
+
+    Raises:
+        ConfigError: If the file is missing, no JSON, of another schema version, or lacks something.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the outcome {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise ConfigError(f"{path} is not an outcome: expected a JSON object with schema_version {SCHEMA_VERSION}")
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} has schema version {content['schema_version']!r}, this clp_plugin reads {SCHEMA_VERSION}; "
+            "run the command again, or use the clp_plugin that wrote it"
+        )
+    try:
+        return Outcome.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ConfigError(f"{path} is not an outcome: {where}: {first['msg']}") from error
+
+
+def load_outcomes(folder: Path) -> list[Outcome]:
+    """All outcomes anywhere below a folder, in the order of their paths; other JSON files are passed over.
+
+    Raises:
+        ConfigError: If there is no such folder, or an outcome in it cannot be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}; expected one that holds outcomes (*.json)")
+    return [load_outcome(path) for path in sorted(folder.rglob("*.json")) if _looks_like_an_outcome(path)]
+
+
+def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """One row an outcome; fractions stay fractions.
+
+    Returns:
+        Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
+        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der``,
+        ``apart`` (the most test images on which a toolbox's own ACC, ASR or RA differs from ours) and ``created``.
+    """
+    import pandas as pd
+
+    rows = [_row(outcome) for outcome in outcomes]
+    frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
+    # Whole numbers stay whole beside missing ones.
+    return frame.astype({"seed": "Int64", "pruned": "Int64", "apart": "Int64"})
+
+
+def _looks_like_an_outcome(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return '"schema_version"' in text and '"protocol"' in text
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    origin = outcome.provenance
+    row: dict[str, Any] = {
+        key: origin.get(key) for key in ("attack", "dataset", "architecture", "poison_rate", "toolbox", "sha256")
+    }
+    row["record"] = origin.get("path")
+    row["options"] = json.dumps(outcome.options, sort_keys=True, default=str)
+    for key in ("method", "implementation", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):
+        row[key] = getattr(outcome, key)
+    for when, metrics in (("before", outcome.before), ("after", outcome.after)):
+        values: Mapping[str, Any] = metrics.model_dump() if metrics else {}
+        row |= {f"{when}_{key}": values.get(key) for key in StoredMetrics.model_fields}
+    return {
+        **row,
+        "der": outcome.der,
+        "apart": max(outcome.images_apart.values(), default=None),
+        "created": outcome.created,
+    }
+
+
+_EMPTY = Outcome(method="", command="", seed=None, device="", seconds=0, versions={}, created="")

@@ -1,0 +1,114 @@
+"""The wave of SIG."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from clp_plugin.adapters.builtin.attack import run_attack
+from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
+from clp_plugin.adapters.builtin.attacks.sig import SIG
+from clp_plugin.adapters.builtin.record import BuiltinAdapter
+from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
+from clp_plugin.adapters.builtin.settings import AttackSettings, Recipe
+from clp_plugin.errors import ConfigError, RecordError
+
+SHAPE = (3, 10, 16)
+SETTINGS = AttackSettings(
+    "sig",
+    "digits",
+    "resnet18",
+    Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32"),
+    n_train=200,
+    n_test=60,
+    model_options={"width": 2, "blocks": (1, 1)},
+    target=3,
+    seed=1,
+)
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("delta", "frequency"), [(40.0, 6.0), (200.0, 2.5), (0.7, 1.0)])
+def test_each_pixel_is_the_rounded_and_clipped_sum_with_the_wave(
+    pixels: NDArray[np.uint8], delta: float, frequency: float
+) -> None:
+    found = SIG.create(SHAPE, seed=0, delta=delta, frequency=frequency).poison(pixels)
+    for index, before in np.ndenumerate(pixels):
+        exact = int(before) + delta * math.sin(2 * math.pi * index[3] * frequency / 16)
+        assert abs(int(found[index]) - min(max(exact, 0.0), 255.0)) <= 0.5 + 1e-9
+
+
+def test_a_grey_image_shows_the_wave_alone_alike_in_each_row_channel_and_seed() -> None:
+    grey = np.full((2, *SHAPE), 128, dtype=np.uint8)
+    found = SIG.create(SHAPE, seed=0, delta=40, frequency=4).poison(grey)
+    # Four periods on 16 columns: a quarter of a period a column.
+    assert found[0, 0, 0].tolist() == [128, 168, 128, 88] * 4
+    assert (found == found[0, 0, 0]).all()
+    assert np.array_equal(found, SIG.create(SHAPE, seed=7, delta=40, frequency=4).poison(grey))
+
+
+def test_bright_and_dark_pixels_are_clipped_not_wrapped() -> None:
+    ends = np.zeros((2, *SHAPE), dtype=np.uint8)
+    ends[1] = 255
+    dark, bright = SIG.create(SHAPE, seed=0, frequency=4).poison(ends)
+    assert dark[0, 0, :4].tolist() == [0, 40, 0, 0]
+    assert bright[0, 0, :4].tolist() == [255, 255, 255, 215]
+
+
+def test_the_originals_stay_and_training_images_get_the_same_wave(pixels: NDArray[np.uint8]) -> None:
+    before, attack = pixels.copy(), SIG.create(SHAPE, seed=0)
+    poisoned = attack.poison(pixels)
+    assert np.array_equal(pixels, before)
+    assert (poisoned.dtype, poisoned.shape) == (np.uint8, pixels.shape)
+    assert np.array_equal(attack.perturb(pixels), pixels)
+
+
+def test_read_back_from_json_it_poisons_alike(pixels: NDArray[np.uint8]) -> None:
+    attack = SIG.create(SHAPE, seed=0, delta=33.5, frequency=2)
+    again = SIG.from_json(json.loads(json.dumps(attack.to_json())), {})
+    assert np.array_equal(again.poison(pixels), attack.poison(pixels))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delta": 0}, r"expected delta in \(0, 255\] pixel levels, found 0"),
+        ({"delta": 256}, "found 256"),
+        ({"delta": math.nan}, "found nan"),
+        ({"delta": "40"}, "wrong type"),
+        ({"frequency": 0}, "above 0 and below 8 periods on images 16 pixels wide, found 0"),
+        ({"frequency": 8}, "found 8"),
+        ({"alpha": 1}, "unknown option of attack 'sig' 'alpha'; known: delta, frequency"),
+    ],
+)
+def test_impossible_waves_are_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_attack("sig", SHAPE, seed=0, options=options, attack_type=SIG)
+
+
+@pytest.mark.parametrize("damage", [{"delta": None}, {"delta": -1}, {"frequency": None}, {"frequency": "6"}])
+def test_damaged_json_is_told(damage: dict[str, object]) -> None:
+    with pytest.raises(RecordError, match=f"sig trigger: expected .*{next(iter(damage))}"):
+        SIG.from_json({**SIG.create(SHAPE, seed=0).to_json(), **damage}, {})
+    with pytest.raises(RecordError):
+        SIG.from_json({}, {})
+
+
+def test_a_record_holds_the_wave_and_keeps_the_labels(tmp_path: Path) -> None:
+    out = run_attack(SETTINGS, tmp_path / "x", attack_type=SIG)
+    record, arrays = BuiltinAdapter().open(out), load_file(out / "images.safetensors")
+    again = SIG.from_json(read_description(out).trigger, read_trigger(out))
+    twins = arrays["clean.pixels"][record.triggered.clean_index]
+    assert np.array_equal(again.poison(twins), arrays["triggered.pixels"])
+    assert 3 not in record.triggered.images.labels
+    assert 0.05 < record.provenance.poison_rate <= 0.1

@@ -1,0 +1,204 @@
+"""Which layers a model has: answers written by hand, whatever the wrapper; content of real tensors as oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from content_oracle import disagreements
+from tiny_nets import CASES, Case, Wired, classify, conv
+from torch import nn
+
+from clp_plugin.errors import PairingError
+from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.networks.wrappers import unwrap
+
+Build = Callable[..., nn.Module]
+
+
+def described(view: FusedView) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {layer.name: (layer.kind, layer.conv) for layer in view.layers}
+
+
+def test_layers_of_every_tiny_net_are_those_written_by_hand(case: Case, net: nn.Module) -> None:
+    view = fuse(net, case.shape)
+    assert described(view) == case.layers
+    for layer in view.layers:
+        assert layer.norm == (layer.name if layer.kind in ("fused", "diagonal") else None)
+        assert len(layer.source) == len(layer.source_channel) == layer.channels
+        if layer.kind == "diagonal":
+            assert (layer.source == -1).all()
+
+
+@pytest.mark.parametrize("name", ["plain", "shared_norm", "dense", "no_norm", "residual_in_place"])
+def test_layers_come_in_the_order_of_execution(name: str, build: Build) -> None:
+    assert [layer.name for layer in fuse(build(name), CASES[name].shape).layers] == list(CASES[name].layers)
+
+
+def test_each_channel_of_a_norm_is_followed_to_its_filter(build: Build) -> None:
+    shuffled = fuse(build("shuffle_and_chunk"), (3, 8, 8))
+    assert shuffled.layer("bn1").source_channel.tolist() == [0, 4, 1, 5]
+    assert shuffled.layer("bn2").source_channel.tolist() == [2, 6, 3, 7]
+    last = fuse(build("dense"), (3, 8, 8)).layer("bn3")
+    assert last.source.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, -1, -1]
+    assert last.source_channel.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, -1, -1]
+    flat = fuse(build("flattened_into_1d_norms"), (3, 4, 4)).layer("bn1")
+    assert flat.source_channel.tolist() == np.repeat(np.arange(4), 4).tolist()
+
+
+def test_norms_read_what_the_view_says_on_real_tensors(case: Case, net: nn.Module) -> None:
+    view = fuse(net, case.shape)
+    assert disagreements(view, net.double(), case.shape) == []
+
+
+def test_the_content_oracle_sees_a_wrong_channel(build: Build) -> None:
+    model = build("shuffle_and_chunk").double()
+    view = fuse(model, (3, 8, 8))
+    view.layer("bn1").source_channel[1] = 5
+    assert disagreements(view, model, (3, 8, 8)) == ["bn1[1]: view {('conv1', 5)}, content {('conv1', 4)}"]
+
+
+class Normalize(nn.Module):
+    """Its constants are plain attributes, which stay behind when the run uses meta tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / 0.25
+
+
+class Toolbox:
+    """No module, but keeps one in ``_model``, as TrojanZoo does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "torch.compile": torch.compile,
+    "compile in DataParallel": lambda m: nn.DataParallel(torch.compile(m)),
+    "toolbox": Toolbox,
+    "toolbox around DataParallel": lambda m: Toolbox(nn.DataParallel(m)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+@pytest.mark.parametrize("pairing", ["dataflow", "registration"])
+def test_wrapped_model_gives_the_same_view(wrap: Callable[[nn.Module], object], pairing: str, build: Build) -> None:
+    model = build("pre_activation")
+    bare, wrapped = fuse(model, (3, 8, 8), pairing=pairing), fuse(wrap(model), (3, 8, 8), pairing=pairing)
+    assert wrapped.model is model
+    assert str(wrapped) == str(bare)
+
+
+def test_normalization_in_front_gives_the_same_layers(build: Build) -> None:
+    model = build("dense")
+    view = fuse(nn.Sequential(Normalize(), model), (3, 8, 8))
+    assert {name.removeprefix("1."): what for name, (what, _) in described(view).items()} == {
+        name: what for name, (what, _) in CASES["dense"].layers.items()
+    }
+    assert all(name.startswith("1.") for layer in view.layers for name in (layer.name, *layer.conv))
+
+
+def test_what_holds_no_module_is_refused() -> None:
+    with pytest.raises(PairingError, match="found dict"):
+        unwrap({"model": 1})
+
+
+def test_timm_norm_with_activation_ends_the_layer_before_it() -> None:
+    act = pytest.importorskip("timm.layers").BatchNormAct2d
+    net = Wired(
+        lambda n, x: classify(n, n.bn2(n.bn1(n.conv1(x)))),
+        conv1=conv(3, 4), bn1=act(4), bn2=nn.BatchNorm2d(4), fc=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    view = fuse(net, (3, 8, 8))
+    assert described(view)["bn1"] == ("fused", ("conv1",))
+    assert described(view)["bn2"] == ("diagonal", ())
+
+
+def test_activation_between_conv_and_norm_makes_a_diagonal_layer() -> None:
+    net = Wired(
+        lambda n, x: classify(n, n.bn(n.conv1(x).relu_())), conv1=conv(3, 4), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 3)
+    )
+    assert described(fuse(net.eval(), (3, 8, 8)))["bn"] == ("diagonal", ())
+
+
+def test_model_is_left_as_it_was(case: Case, net: nn.Module) -> None:
+    net.train()
+    first = next(net.children())
+    first.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    fuse(net, case.shape)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.training
+    assert not first.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not any(t.is_meta for t in net.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_layers_do_not_depend_on_the_dtype(dtype: torch.dtype, build: Build) -> None:
+    assert described(fuse(build("dense").to(dtype), (3, 8, 8))) == CASES["dense"].layers
+
+
+def test_branches_open_only_in_training_are_reached_and_marked(build: Build) -> None:
+    view = fuse(build("auxiliary_head"), (3, 8, 8))
+    assert "training only" in view.layer("aux_bn").why
+    assert "training only" not in view.layer("bn1").why
+    assert view.unreached == ()
+
+
+def test_modules_never_executed_are_listed(build: Build) -> None:
+    model = build("plain")
+    model.spare = nn.Conv2d(3, 3, 1)
+    view = fuse(model, (3, 8, 8))
+    assert view.unreached == ("spare",)
+    assert "never executed: spare" in str(view)
+
+
+def test_printing_shows_every_layer_and_why(build: Build) -> None:
+    text = str(fuse(build("pre_activation"), (3, 8, 8)))
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert "fed by conv1" in lines["bn1"]
+    assert "diagonal" in lines["bn2"]
+    assert "add" in lines["bn2"]
+    assert "4 layers (1 fused, 1 diagonal, 1 conv, 1 head)" in text
+
+
+def test_layer_of_unknown_name_is_a_key_error(build: Build) -> None:
+    with pytest.raises(KeyError):
+        fuse(build("plain"), (3, 8, 8)).layer("nothing")
+
+
+def test_wrong_input_size_says_what_to_do(build: Build) -> None:
+    with pytest.raises(PairingError, match=r"\(1, 3, 8, 8\).*input size"):
+        fuse(build("flattened_into_1d_norms"), (3, 8, 8))
+
+
+def test_classifier_layers_of_torchvision_are_heads_and_gates_are_not() -> None:
+    vgg = fuse(torchvision.models.vgg11(weights=None, init_weights=False), (3, 32, 32))
+    assert [ly.name for ly in vgg.layers if ly.kind == "head"] == ["classifier.0", "classifier.3", "classifier.6"]
+    squeeze = fuse(torchvision.models.squeezenet1_1(), (3, 64, 64))
+    assert [ly.name for ly in squeeze.layers if ly.kind == "head"] == ["classifier.1"]
+    mobile = fuse(torchvision.models.mobilenet_v3_small(), (3, 64, 64))
+    gates = [ly for ly in mobile.layers if ".fc1" in ly.name or ".fc2" in ly.name]
+    assert {ly.kind for ly in gates} == {"conv"}
+    assert len(gates) == 18
+    assert [ly.name for ly in mobile.layers if ly.kind == "head"] == ["classifier.0", "classifier.3"]
+
+
+def test_published_pairing_takes_the_last_conv_registered(build: Build) -> None:
+    view = fuse(build("pre_activation"), (3, 8, 8), pairing="registration")
+    assert described(view) == {"bn2": ("fused", ("conv1",)), "bn1": ("fused", ("conv1",))}
+    assert view.pairing == "registration"
+
+
+def test_published_pairing_refuses_what_its_code_crashes_on(build: Build) -> None:
+    with pytest.raises(PairingError, match=r"(?s)bn1.*dataflow"):
+        fuse(build("norm_without_affine"), (3, 8, 8), pairing="registration")

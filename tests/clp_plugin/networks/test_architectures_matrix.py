@@ -1,0 +1,80 @@
+"""The fused view is right on every classification family of torchvision and a spread of timm's.
+
+Oracles: ``verify`` (perturbed filters, fused kernels in float64) and the content of real tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+import pytest
+import torch
+from content_oracle import disagreements
+from torch import nn
+
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.verification import verify
+
+# name -> (input size, number of diagonal norms, number of heads); diagonal norms counted from the papers' drawings
+TORCHVISION = {
+    "alexnet": (96, 0, 3), "convnext_tiny": (64, 0, 1), "densenet121": (96, 4, 1), "efficientnet_b0": (96, 0, 1),
+    "efficientnet_v2_s": (64, 0, 1), "googlenet": (96, 0, 5), "inception_v3": (299, 0, 2), "maxvit_t": (224, 10, 2),
+    "mnasnet0_5": (96, 0, 1), "mobilenet_v2": (96, 0, 1), "mobilenet_v3_small": (96, 0, 2), "regnet_x_400mf": (96, 0, 1),
+    "regnet_y_400mf": (96, 0, 1), "resnet18": (96, 0, 1), "resnext50_32x4d": (64, 0, 1), "wide_resnet50_2": (64, 0, 1),
+    "shufflenet_v2_x0_5": (96, 0, 1), "squeezenet1_1": (96, 0, 1), "swin_t": (64, 0, 1), "swin_v2_t": (64, 0, 1),
+    "vgg11": (32, 0, 3), "vgg11_bn": (32, 0, 3), "vit_b_16": (224, 0, 1),
+}  # fmt: skip
+TIMM = {
+    "resnetv2_50": 64, "seresnet50": 64, "skresnet18": 96, "resnest14d": 64, "res2net50_26w_4s": 64, "dla34": 64,
+    "hrnet_w18_small": 64, "dpn68": 64, "cspresnet50": 64, "cspdarknet53": 64, "vovnet39a": 64, "ese_vovnet19b_dw": 64,
+    "tf_efficientnet_b0": 64, "mixnet_s": 64, "mobilenetv3_large_100": 64, "ghostnet_100": 64, "regnety_002": 64,
+    "repvgg_a0": 64, "inception_v4": 160, "legacy_xception": 64, "levit_128s": 224, "mobilevit_s": 64,
+    "coatnet_0_rw_224": 224, "convnext_atto": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "fastvit_t8": 64,
+    "edgenext_xx_small": 64, "poolformer_s12": 64, "visformer_tiny": 224, "tresnet_m": 64, "hardcorenas_a": 64,
+    "selecsls42": 64, "gernet_s": 64, "botnet26t_256": 256, "repvit_m1": 64, "tiny_vit_5m_224": 224, "hgnet_tiny": 64,
+    "xcit_nano_12_p16_224": 224, "densenet121": 64, "deit_tiny_patch16_224": 224, "rexnet_100": 64,
+}  # fmt: skip
+
+
+def check(model: nn.Module, size: int) -> None:
+    """Both oracles pass, all modules were reached, and most fused layers could be replaced."""
+    shape = (3, size, size)
+    view = fuse(model.eval(), shape)
+    result = verify(view, shape, max_perturbed=3)
+    assert result.passed, result
+    assert len(result.skipped) <= 0.1 * result.replaced, result.skipped
+    assert view.unreached == ()
+    assert disagreements(view, model.double(), shape) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_family(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    size, diagonal, heads = TORCHVISION[name]
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = models.get_model(name, weights=None, **options)
+    counts = fuse(model, (3, size, size)).counts()
+    assert (counts["diagonal"], counts["head"]) == (diagonal, heads)
+    check(model, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_family(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        check(timm.create_model(name, pretrained=False), TIMM[name])
+
+
+@pytest.mark.parametrize("name", ["preactresnet18", "senet18", "resnet18", "vgg11_bn"])
+def test_builtin_network(name: str) -> None:
+    builtin = importlib.import_module("clp_plugin.adapters.builtin.models.build")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        check(builtin.build(name, num_classes=10, width=8), 32)
