@@ -30,9 +30,10 @@ import torch
 from clp_plugin.adapters.backdoorbench.attack_result import AttackResult, read_attack_result
 from clp_plugin.adapters.backdoorbench.datasets import find_data_root
 from clp_plugin.adapters.backdoorbench.export import COLUMNS
+from clp_plugin.adapters.backdoorbench.surroundings import add_data, add_record, backdoorbench_workspace
+from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH, LAUNCHER
 from clp_plugin.adapters.driving.checkout import find_checkout
 from clp_plugin.adapters.driving.process import Script, run_script
-from clp_plugin.adapters.driving.workspace import add_data, add_record, workspace
 
 VALUES = "0:10:0.5"
 TOLERANCE = 1e-4
@@ -76,7 +77,7 @@ class Setting:
 @contextmanager
 def surroundings(setting: Setting) -> Iterator[tuple[Path, Path, str]]:
     """A temporary workspace for the toolbox, a log beside it, and the record's name there."""
-    with workspace(setting.root) as place, tempfile.TemporaryDirectory() as logs:
+    with backdoorbench_workspace(setting.root) as place, tempfile.TemporaryDirectory() as logs:
         add_data(place, setting.result.data_path, find_data_root(setting.result, checkout=setting.root))
         name = add_record(place, setting.result)
         (place / "record" / name / "visual").unlink(missing_ok=True)  # a link into the record: the script writes there
@@ -100,7 +101,7 @@ def toolbox_sweep(setting: Setting) -> Timed:
     dataset, model = setting.result.dataset, setting.result.model_name
     with surroundings(setting) as (place, log, name):
         given = ["--yaml_path", f"./config/defense/clp/{dataset}.yaml", "--dataset", dataset, "--model", model]
-        script = Script("defense/clp.py", ["--result_file", name, *given, "--device", "cpu"])
+        script = Script("defense/clp.py", ["--result_file", name, *given, "--device", "cpu"], LAUNCHER)
         clock = Clock()
         run_script(script, place, log, report=str)
         return Timed(*clock.seconds(), pd.read_csv(place / "record" / name / "defense" / "clp" / "u_step_df.csv"))
@@ -117,7 +118,7 @@ def toolbox_tac(setting: Setting) -> Timed:
     dataset, model = setting.result.dataset, setting.result.model_name
     with surroundings(setting) as (place, log, name):
         given = ["--visual_dataset", "bd_test", "--dataset", dataset, "--model", model, "--device", "cpu"]
-        script = Script("analysis/visual_tac.py", ["--result_file_attack", name, *given])
+        script = Script("analysis/visual_tac.py", ["--result_file_attack", name, *given], LAUNCHER)
         with importable(place / "analysis"):  # the script imports its neighbours by their bare names
             clock = Clock()
             run_script(script, place, log, report=str)
@@ -192,7 +193,7 @@ def setting_of(root: Path, name: str) -> Setting:
     """Read the record once for its sizes."""
     from clp_plugin.adapters.backdoorbench.record import BackdoorBenchAdapter
 
-    root = find_checkout(root).root
+    root = find_checkout(BACKDOORBENCH, root).root
     path = next((p for p in (Path(name), root / "record" / name) if p.is_dir()), root / "record" / name)
     os.environ["BACKDOORBENCH_ROOT"] = str(root)
     record = BackdoorBenchAdapter().open(path)

@@ -15,9 +15,11 @@ from clp_plugin.records.adapter import LOGS, RunRequest
 from ..driving.checkout import Checkout
 from ..driving.process import Script, run_script
 from ..driving.scripts import Declared, command_line, declared_options
-from ..driving.workspace import add_data, move_in, workspace
+from ..driving.workspace import move_in
+from . import toolbox_facts
 from .attack_result import FILE
 from .datasets import FACTS, DatasetFacts
+from .surroundings import add_data, backdoorbench_workspace
 
 RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
 # Declare the options that attacks share; one that a script does not take it refuses itself.
@@ -63,9 +65,9 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     options = {**_trigger_settings(root, method, declared), **_options(root, name, facts, request)}
     arguments = command_line(script, declared, options)
     log = log_file(root / "record", f"attack-{name}")
-    with workspace(root) as place:
+    with backdoorbench_workspace(root) as place:
         add_data(place, f"data/{facts.name}", data)
-        run = Script(script, arguments, request.trust, request.fast_cpu)
+        run = Script(script, arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
         run_script(run, place, log, report=request.report, time_limit=request.time_limit)
         produced = place / "record" / name
         if not (produced / FILE).is_file():

@@ -17,8 +17,8 @@ from clp_plugin.images import ArrayImages
 from ..image_sets import cifar_batches
 from ..image_sets.image_files import DecodedFiles, FileImages
 from .attack_result import AttackResult
+from .toolbox_facts import ROOT_VARIABLE
 
-ROOT_VARIABLE = "BACKDOORBENCH_ROOT"
 Split = Literal["train", "test"]
 _GTSRB_CLASSES = 43
 

@@ -13,10 +13,11 @@ from clp_plugin.records.adapter import CheckoutState, ScriptState
 
 from ..driving.checkout import Checkout, commit_of
 from ..driving.process import environment
-from ..driving.workspace import workspace
+from . import toolbox_facts
 from .attacks import attack_names
 from .defenses import DEFENSES
 from .registration import is_registered
+from .surroundings import backdoorbench_workspace
 
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 _PACKAGES = {
@@ -45,8 +46,8 @@ def check(checkout: Checkout) -> CheckoutState:
 
 
 def _try(root: Path, scripts: list[str]) -> dict[str, str | None]:
-    with workspace(root) as place:
-        command = [sys.executable, "-m", "clp_plugin.adapters.backdoorbench.launcher", "check", *scripts]
+    with backdoorbench_workspace(root) as place:
+        command = [sys.executable, "-m", toolbox_facts.LAUNCHER, "check", *scripts]
         try:
             done = subprocess.run(
                 command, cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=_PATIENCE

@@ -14,8 +14,8 @@ from clp_plugin.records.adapter import CheckoutState, RunRequest, ToolboxResult
 
 from ..driving import checkout
 from ..driving.process import Script, run_script
-from ..driving.workspace import add_data, add_record, move_in, workspace
-from . import attacks, registration, state
+from ..driving.workspace import move_in
+from . import attacks, registration, state, toolbox_facts
 from .attack_result import read_attack_result
 from .datasets import find_data_root
 from .defenses import DEFENSES, budget_of, defense_named, plan
@@ -23,6 +23,8 @@ from .export import export_defense
 from .options import attack_options
 from .record import BackdoorBenchAdapter
 from .results import RESULT, read_model, read_reported
+from .surroundings import add_data, add_record, backdoorbench_workspace
+from .toolbox_facts import BACKDOORBENCH
 
 
 class BackdoorBench(BackdoorBenchAdapter):
@@ -35,7 +37,7 @@ class BackdoorBench(BackdoorBenchAdapter):
             RecordError: If there is none of that name; lists those that there are.
             ConfigError: If no checkout is found.
         """
-        found = checkout.find_checkout(root)
+        found = checkout.find_checkout(BACKDOORBENCH, root)
         path = found.root / "record" / name
         if not path.is_dir():
             there = sorted(item.name for item in (found.root / "record").glob("*") if self.sniff(item))
@@ -45,13 +47,13 @@ class BackdoorBench(BackdoorBenchAdapter):
         return path
 
     def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
-        return checkout.install(destination, source=source, ref=ref)
+        return checkout.install(BACKDOORBENCH, destination, source=source, ref=ref)
 
     def check(self, *, root: Path | None = None) -> CheckoutState:
-        return state.check(checkout.find_checkout(root))
+        return state.check(checkout.find_checkout(BACKDOORBENCH, root))
 
     def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
-        return registration.register(checkout.find_checkout(root).root, remove=remove)
+        return registration.register(checkout.find_checkout(BACKDOORBENCH, root).root, remove=remove)
 
     def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
         """Run a script on a record; its folder of results appears when it has ended well, whole.
@@ -61,7 +63,7 @@ class BackdoorBench(BackdoorBenchAdapter):
             RecordError: If something of the record or its data set is missing.
             ToolboxError: If the script fails, or leaves a result that cannot be used.
         """
-        found = checkout.find_checkout(request.root, record=record)
+        found = checkout.find_checkout(BACKDOORBENCH, request.root, record=record)
         defense = defense_named(method)
         target = record / "defense" / defense.folder
         if target.exists() and any(target.iterdir()) and not request.force:
@@ -72,14 +74,14 @@ class BackdoorBench(BackdoorBenchAdapter):
         data = find_data_root(result, checkout=found.root)
         request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
         log = attacks.log_file(record, method)
-        with workspace(found.root) as place:
+        with backdoorbench_workspace(found.root) as place:
             name = add_record(place, result)
             add_data(place, result.data_path, data)
             planned = plan(
                 found.root, method, result, request.options, record_name=name, device=request.device,
                 seed=request.seed, mixed_precision=request.fast_cpu or request.device != "cpu",
             )  # fmt: skip
-            script = Script(defense.script, planned.arguments, request.trust, request.fast_cpu)
+            script = Script(defense.script, planned.arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
             _require_usable(produced, planned.options, script.path, trust=request.trust)
@@ -128,7 +130,7 @@ class BackdoorBench(BackdoorBenchAdapter):
     attack_options = staticmethod(attack_options)
 
     def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
-        return attacks.run_attack(checkout.find_checkout(request.root), name, method, request)
+        return attacks.run_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
 
 
 def _require_usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> None:

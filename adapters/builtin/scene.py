@@ -11,7 +11,7 @@ from clp_plugin.images import ArrayImages
 from clp_plugin.types import Ints, TargetRule
 
 from .randomness import Stream, torch_seed
-from .settings import Recipe
+from .training.recipe import Recipe
 from .training.train import Progress, train
 
 

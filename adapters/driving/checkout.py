@@ -1,4 +1,4 @@
-"""Where the toolbox is: found, cloned, identified."""
+"""Where a toolbox's checkout is: found, cloned, identified."""
 
 from __future__ import annotations
 
@@ -12,71 +12,85 @@ from clp_plugin.config import config_file, load_settings
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.checkpoints import staged_folder
 
-from ..backdoorbench.datasets import ROOT_VARIABLE
 
-NAME = "backdoorbench"
-SOURCE = "https://github.com/SCLBD/BackdoorBench"
-TESTED = "f02e3534645f0ee63d6848653062cd6c0d6c400d"
-_MARKS = ("attack", "defense", "utils/save_load_attack.py")
-# Notebooks and a second toolbox: 100 MB that nothing here needs, and that some mirrors lack.
-_LEFT_OUT = ("/*", "!/analysis/Demos/", "!/backdoorbench_nlp/")
+@dataclass(frozen=True)
+class CheckoutFacts:
+    """What tells one toolbox's checkout from another.
+
+    Attributes:
+        name: The toolbox's name in the catalogue and in the configuration file, such as ``"backdoorbench"``.
+        title: Its name as its authors write it.
+        variable: The environment variable that names its root.
+        marks: Files and folders, relative to the root, that every checkout of it has.
+        source: The URL of its public repository.
+        tested: The commit that this package was tested with.
+        left_out: Folders, as git's sparse checkout names them, that nothing here needs.
+    """
+
+    name: str
+    title: str
+    variable: str
+    marks: tuple[str, ...]
+    source: str
+    tested: str
+    left_out: tuple[str, ...] = ()
+
+    def lacking(self, path: Path) -> list[str]:
+        """The marks that a folder lacks; none of them in a checkout of this toolbox."""
+        return [mark for mark in self.marks if not (path / mark).exists()]
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout of the toolbox.
+    """A checkout of a toolbox.
 
     Attributes:
-        root: Its folder.
-        found_by: What named it.
+        root: The folder that it lies in.
+        found_by: What named that folder, for messages.
     """
 
     root: Path
     found_by: str
 
 
-def is_checkout(path: Path) -> bool:
-    """Whether a folder is a checkout of the toolbox, judged by names."""
-    return all((path / mark).exists() for mark in _MARKS)
-
-
-def find_checkout(root: Path | None = None, *, record: Path | None = None) -> Checkout:
-    """The toolbox: from ``--root``, ``$BACKDOORBENCH_ROOT``, the configuration file, the current folder, in that order.
+def find_checkout(facts: CheckoutFacts, root: Path | None = None, *, record: Path | None = None) -> Checkout:
+    """Find a toolbox by ``--root``, its environment variable, the configuration file, the current folder, in that order.
 
     Args:
-        root: As given by the user.
+        facts: The toolbox that is looked for.
+        root: The place that the user gave.
         record: A record's folder; the checkout that it lies in is the last guess.
 
     Raises:
         ConfigError: If a place that was named is no checkout, or none is found.
     """
-    variable = os.environ.get(ROOT_VARIABLE)
-    settings = load_settings().toolboxes.get(NAME)
+    variable = os.environ.get(facts.variable)
+    settings = load_settings().toolboxes.get(facts.name)
     named = [
         ("--root", root),
-        (ROOT_VARIABLE, Path(variable) if variable else None),
+        (facts.variable, Path(variable) if variable else None),
         (str(config_file()), settings.root if settings else None),
     ]
     for found_by, place in named:
         if place is not None:
-            return Checkout(_required(place.expanduser().absolute(), found_by), found_by)
+            return Checkout(_required(facts, place.expanduser().absolute(), found_by), found_by)
     guesses = [("the current folder", Path.cwd())]
     if record is not None:
         guesses.append(("the record's place", record.absolute().parent.parent))
     for found_by, place in guesses:
-        if is_checkout(place):
+        if not facts.lacking(place):
             return Checkout(place, found_by)
+    looked_in = ", ".join(str(place) for _, place in guesses)
     raise ConfigError(
-        f"no BackdoorBench checkout found: give --root PATH, set {ROOT_VARIABLE}, run `bench toolbox install {NAME}`, or "
-        f"work in its folder; looked in {', '.join(str(place) for _, place in guesses)}"
+        f"no {facts.title} checkout found: give --root PATH, set {facts.variable}, run "
+        f"`bench toolbox install {facts.name}`, or work in its folder; looked in {looked_in}"
     )
 
 
-def _required(place: Path, found_by: str) -> Path:
-    if not is_checkout(place):
-        lacking = ", ".join(mark for mark in _MARKS if not (place / mark).exists())
+def _required(facts: CheckoutFacts, place: Path, found_by: str) -> Path:
+    if lacking := facts.lacking(place):
         raise ConfigError(
-            f"{found_by}: {place} is no BackdoorBench checkout: it lacks {lacking}; give the toolbox's root"
+            f"{found_by}: {place} is no {facts.title} checkout: it lacks {', '.join(lacking)}; give the toolbox's root"
         )
     return place
 
@@ -93,10 +107,11 @@ def commit_of(root: Path) -> str:
     return head.stdout.strip() + "+changes" * bool(changed.stdout.strip())
 
 
-def install(destination: Path, *, source: str | None = None, ref: str | None = None) -> Path:
-    """Clone the toolbox.
+def install(facts: CheckoutFacts, destination: Path, *, source: str | None = None, ref: str | None = None) -> Path:
+    """Clone a toolbox.
 
     Args:
+        facts: The toolbox to clone.
         destination: A folder that does not exist yet, or is empty.
         source: URL or folder of a git repository; the public one if None.
         ref: Commit, tag or branch; the commit that this package was tested with if None.
@@ -109,18 +124,21 @@ def install(destination: Path, *, source: str | None = None, ref: str | None = N
     """
     if destination.exists() and (destination.is_file() or any(destination.iterdir())):
         raise ConfigError(f"{destination} is not empty; choose another --destination, or delete it to install again")
-    origin = source or SOURCE
+    origin = source or facts.source
+    kept = ["/*", *(f"!{folder}" for folder in facts.left_out)]
     with staged_folder(destination) as place:
         clone = ["clone", "--quiet", "--no-checkout", origin, str(place)]
         _must(clone, f"cannot clone {origin}; without a network give --source FOLDER of a clone")
-        _must(["-C", str(place), "sparse-checkout", "set", "--no-cone", *_LEFT_OUT], "cannot prepare the checkout")
-        wanted = ref or TESTED
+        _must(["-C", str(place), "sparse-checkout", "set", "--no-cone", *kept], "cannot prepare the checkout")
+        wanted = ref or facts.tested
         _must(
             ["-C", str(place), "checkout", "--quiet", "--detach", wanted],
             f"cannot check out {wanted}; give another --ref",
         )
-        if not is_checkout(place):
-            raise ConfigError(f"{origin} at {wanted} is no BackdoorBench: it lacks {', '.join(_MARKS)}; check --source")
+        if lacking := facts.lacking(place):
+            raise ConfigError(
+                f"{origin} at {wanted} is no {facts.title}: it lacks {', '.join(lacking)}; check --source"
+            )
     return destination
 
 

@@ -19,7 +19,6 @@ from clp_plugin.errors import ToolboxError
 
 from .lifeline import VARIABLE, lifeline
 
-_LAUNCHER = "clp_plugin.adapters.backdoorbench.launcher"
 _EXCEPTION = re.compile(r"^(?:[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*|[\w./-]+: error: .*)$")
 _REMEMBERED = 200  # last lines among which the reason of a crash is looked for
 _GRACE = 5.0  # seconds between asking a process to stop and stopping it
@@ -30,21 +29,23 @@ class Script:
     """What to run.
 
     Attributes:
-        path: Below the workspace, such as ``defense/ft.py``.
-        arguments: Of its command line.
+        path: Its path below the workspace, such as ``defense/ft.py``.
+        arguments: The arguments of its command line.
+        launcher: The module that runs it in the child process, with the bridges that it needs.
         trust: Let it load pickles that run code.
         fast_cpu: bfloat16 where it asks for mixed precision on a machine without a GPU.
     """
 
     path: str
     arguments: Sequence[str]
+    launcher: str
     trust: bool = False
     fast_cpu: bool = False
 
     def command(self) -> list[str]:
         """The child's command line."""
-        flags = ["--trust"] * self.trust + ["--fast-cpu"] * self.fast_cpu
-        return [sys.executable, "-m", _LAUNCHER, *flags, "run", self.path, *self.arguments]
+        flags = [flag for flag, given in (("--trust", self.trust), ("--fast-cpu", self.fast_cpu)) if given]
+        return [sys.executable, "-m", self.launcher, *flags, "run", self.path, *self.arguments]
 
 
 def run_script(

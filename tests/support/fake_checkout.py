@@ -178,7 +178,7 @@ def fake_attack_record(
 
 def without_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts start at once, in an interpreter as it is."""
-    monkeypatch.setattr("clp_plugin.adapters.driving.process._LAUNCHER", "direct")
+    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.toolbox_facts.LAUNCHER", "direct")
 
 
 def content(root: Path) -> Mapping[str, bytes]:

@@ -17,8 +17,8 @@ from clp_plugin.images import ArrayImages, augment
 from clp_plugin.networks.precision import memory_format, resolve
 
 from ..randomness import Stream, torch_generator
-from ..settings import Recipe
 from .hooks import Batch, BatchHook
+from .recipe import Recipe
 
 
 class Run:

@@ -13,8 +13,8 @@ from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.files.checkpoints import write_atomically
 from clp_plugin.images import ArrayImages
 
-from ..settings import Recipe
 from .hooks import BatchHook
+from .recipe import Recipe
 from .run import Run
 
 _REPORT_SECONDS = 0.5

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.adapters.builtin.attack import run_attack
-from clp_plugin.adapters.builtin.settings import PRESETS, RECIPES, AttackSettings
+from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
+from clp_plugin.adapters.builtin.training.recipe import RECIPES
 from clp_plugin.cli.console import emit_json, percent, pick_device, progress_bar, say, show_table
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import ConfigError, unknown_name

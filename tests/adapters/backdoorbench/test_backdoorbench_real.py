@@ -15,7 +15,8 @@ from clp_plugin.adapters.backdoorbench.attacks import attack_names
 from clp_plugin.adapters.backdoorbench.defenses import DEFENSES, plan
 from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
-from clp_plugin.adapters.driving.checkout import TESTED, commit_of, install
+from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH
+from clp_plugin.adapters.driving.checkout import commit_of, install
 from clp_plugin.errors import ConfigError, ToolboxError
 from clp_plugin.records.adapter import RunRequest
 from clp_plugin.store.outcomes import load_outcome
@@ -74,10 +75,10 @@ def test_the_commit_that_was_tested_can_be_installed_from_a_clone(root: Path, tm
     if not commit_of(root):
         pytest.skip("the checkout is no git repository")
     try:
-        place = install(tmp_path / "bench", source=str(root), ref=None)
+        place = install(BACKDOORBENCH, tmp_path / "bench", source=str(root), ref=None)
     except ConfigError as error:
         pytest.skip(f"the checkout cannot be cloned: {error}")
-    assert commit_of(place) == TESTED
+    assert commit_of(place) == BACKDOORBENCH.tested
 
 
 @pytest.mark.slow

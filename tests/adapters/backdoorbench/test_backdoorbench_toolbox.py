@@ -186,10 +186,10 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 
 DRIVER = """
 import sys
-import clp_plugin.adapters.driving.process as process
+from clp_plugin.adapters.backdoorbench import toolbox_facts
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.cli.app import main
-process._LAUNCHER = "direct"
+toolbox_facts.LAUNCHER = "direct"
 BackdoorBench.open = lambda *_, **__: None  # of the made-up record: no network fits its weights
 sys.argv = ["bench", "defend", "--record", sys.argv[1], "--impl", "toolbox", "--method", "ft", "--option", "do=hang", "--force"]
 main()

@@ -24,8 +24,9 @@ from clp_plugin.adapters.builtin.datasets import load_dataset
 from clp_plugin.adapters.builtin.poisoning import TriggerHook, split
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import UNFINISHED
-from clp_plugin.adapters.builtin.settings import AttackSettings, Recipe
+from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
+from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import CheckpointError, ClpError, ConfigError, RecordError
 from clp_plugin.types import TargetRule
 

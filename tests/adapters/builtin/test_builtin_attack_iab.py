@@ -24,8 +24,9 @@ from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import AttackSettings, Recipe
+from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
+from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.adapters.builtin.training.train import train
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages

@@ -16,7 +16,8 @@ from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.sig import SIG
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
-from clp_plugin.adapters.builtin.settings import AttackSettings, Recipe
+from clp_plugin.adapters.builtin.settings import AttackSettings
+from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RecordError
 
 SHAPE = (3, 10, 16)

@@ -22,7 +22,7 @@ from clp_plugin.adapters.builtin.digits import Split, compose
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_images, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import Recipe
+from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import TargetRule

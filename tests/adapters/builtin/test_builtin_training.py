@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.adapters.builtin.models.build import build
-from clp_plugin.adapters.builtin.settings import PRESETS, RECIPES, AttackSettings, Recipe
+from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch, BatchHook
+from clp_plugin.adapters.builtin.training.recipe import RECIPES, Recipe
 from clp_plugin.adapters.builtin.training.run import learning_rate
 from clp_plugin.adapters.builtin.training.train import train
 from clp_plugin.errors import ConfigError, RecordError

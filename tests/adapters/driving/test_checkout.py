@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fake_checkout import content, write
 
-from clp_plugin.adapters.driving.checkout import TESTED, commit_of, find_checkout, install, is_checkout
+from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH
+from clp_plugin.adapters.driving.checkout import commit_of, find_checkout, install
 from clp_plugin.config import CONFIG_VARIABLE, remember_toolbox
 from clp_plugin.errors import ConfigError
 
@@ -61,7 +62,7 @@ def test_a_checkout_is_known_by_its_names(tmp_path: Path, mark: str | None) -> N
     if mark is not None:
         (root / mark).unlink()
         (root / mark).parent.rmdir()
-    assert is_checkout(root) is (mark is None)
+    assert bool(BACKDOORBENCH.lacking(root)) is (mark is not None)
 
 
 def test_each_place_gives_way_to_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_each_place_gives_way_to_those_before_it(tmp_path: Path, monkeypatch: py
     record.mkdir(parents=True)
 
     def found(root: Path | None = None) -> tuple[Path, str]:
-        checkout = find_checkout(root, record=record)
+        checkout = find_checkout(BACKDOORBENCH, root, record=record)
         return checkout.root, checkout.found_by
 
     assert found() == (lived_in, "the record's place")
@@ -95,7 +96,7 @@ def test_a_place_that_was_named_is_never_passed_over(
     if named == "settings.yaml":
         remember_toolbox("backdoorbench", wrong)
     with pytest.raises(ConfigError) as caught:
-        find_checkout(wrong if named == "--root" else None)
+        find_checkout(BACKDOORBENCH, wrong if named == "--root" else None)
     message = str(caught.value)
     assert named in message.partition(":")[0]
     assert f"{wrong} is no BackdoorBench checkout: it lacks defense, utils/save_load_attack.py;" in message
@@ -104,12 +105,12 @@ def test_a_place_that_was_named_is_never_passed_over(
 def test_an_empty_variable_names_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.chdir(toolbox(tmp_path / "here"))
-    assert find_checkout().found_by == "the current folder"
+    assert find_checkout(BACKDOORBENCH).found_by == "the current folder"
 
 
 def test_without_any_the_message_tells_every_way(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_checkout(record=tmp_path / "copied" / "record" / "eins")
+        find_checkout(BACKDOORBENCH, record=tmp_path / "copied" / "record" / "eins")
     message = str(caught.value)
     for way in ("--root PATH", VARIABLE, "bench toolbox install backdoorbench", "work in its folder"):
         assert way in message
@@ -121,20 +122,20 @@ def test_without_any_the_message_tells_every_way(tmp_path: Path) -> None:
 def test_relative_places_and_the_home_folder_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toolbox(tmp_path / "bench")
     (tmp_path / "bench" / "record" / "eins").mkdir(parents=True)
-    assert find_checkout(Path("../bench")).root.resolve() == tmp_path / "bench"
-    assert find_checkout(Path("~/bench")).root == tmp_path / "bench"
+    assert find_checkout(BACKDOORBENCH, Path("../bench")).root.resolve() == tmp_path / "bench"
+    assert find_checkout(BACKDOORBENCH, Path("~/bench")).root == tmp_path / "bench"
     monkeypatch.chdir(tmp_path / "bench" / "record")
-    assert find_checkout(record=Path("eins")).root == tmp_path / "bench"
+    assert find_checkout(BACKDOORBENCH, record=Path("eins")).root == tmp_path / "bench"
 
 
 def test_a_clone_has_the_commit_asked_for_and_no_changes(repository: Path, tmp_path: Path) -> None:
     first, second = git(repository, "rev-parse", "main~1"), git(repository, "rev-parse", "main")
-    old = install(tmp_path / "old", source=str(repository), ref=first)
+    old = install(BACKDOORBENCH, tmp_path / "old", source=str(repository), ref=first)
     assert old == tmp_path / "old"
     assert not (old / "analysis").exists()
-    new = install(tmp_path / "new ü" / "bench", source=str(repository), ref="main")
+    new = install(BACKDOORBENCH, tmp_path / "new ü" / "bench", source=str(repository), ref="main")
     for root, commit in ((old, first), (new, second)):
-        assert is_checkout(root)
+        assert not BACKDOORBENCH.lacking(root)
         assert commit_of(root) == commit
         assert git(root, "status", "--porcelain") == ""
     assert (new / "analysis" / "visual_tac.py").is_file()
@@ -153,7 +154,7 @@ def test_a_source_that_lacks_the_demos_is_enough(repository: Path, tmp_path: Pat
     notebook = git(partial, "rev-parse", "main:analysis/Demos/Demo.ipynb")
     with pytest.raises(subprocess.CalledProcessError):
         git(partial, "cat-file", "-e", notebook)
-    root = install(tmp_path / "bench", source=str(partial), ref="main")
+    root = install(BACKDOORBENCH, tmp_path / "bench", source=str(partial), ref="main")
     assert (root / "analysis" / "visual_tac.py").is_file()
     assert git(root, "status", "--porcelain") == ""
 
@@ -167,13 +168,13 @@ def test_a_clone_that_fails_leaves_nothing_and_gives_gits_own_words(repository: 
     before = content(tmp_path)
     cases = [
         (tmp_path / "nowhere", None, ["cannot clone", "--source FOLDER", "(git: fatal: repository", "does not exist"]),
-        (repository, None, [f"cannot check out {TESTED}", "--ref", "(git: fatal: "]),
+        (repository, None, [f"cannot check out {BACKDOORBENCH.tested}", "--ref", "(git: fatal: "]),
         (repository, "v9", ["cannot check out v9", "--ref", "(git: ", "v9"]),
         (other, "main", ["is no BackdoorBench", "lacks attack, defense", "--source"]),
     ]
     for source, ref, said in cases:
         with pytest.raises(ConfigError) as caught:
-            install(tmp_path / "bench", source=str(source), ref=ref)
+            install(BACKDOORBENCH, tmp_path / "bench", source=str(source), ref=ref)
         message = str(caught.value)
         assert len(message.splitlines()) == 1
         assert [word for word in said if word not in message] == [], message
@@ -184,10 +185,10 @@ def test_only_an_empty_place_is_taken(repository: Path, tmp_path: Path) -> None:
     mine = write(tmp_path / "mine" / "thesis.tex", "work")
     for place in (mine, mine.parent):
         with pytest.raises(ConfigError, match="is not empty"):
-            install(place, source=str(repository), ref="main")
+            install(BACKDOORBENCH, place, source=str(repository), ref="main")
     assert mine.read_text() == "work"
     (tmp_path / "empty").mkdir()
-    assert is_checkout(install(tmp_path / "empty", source=str(repository), ref="main"))
+    assert not BACKDOORBENCH.lacking(install(BACKDOORBENCH, tmp_path / "empty", source=str(repository), ref="main"))
 
 
 def test_the_commit_says_whether_tracked_files_differ(repository: Path, tmp_path: Path) -> None:
@@ -206,5 +207,5 @@ def test_without_git_a_clone_says_so_and_a_commit_is_not_known(
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere") + os.pathsep)
     assert commit_of(repository) == ""
     with pytest.raises(ConfigError, match="git is not installed"):
-        install(tmp_path / "bench", source=str(repository), ref="main")
+        install(BACKDOORBENCH, tmp_path / "bench", source=str(repository), ref="main")
     assert not (tmp_path / "bench").exists()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_checkout import DIRECT, without_bridges, write
+from fake_checkout import DIRECT, write
 from processes import PATIENCE, gone
 
 from clp_plugin.adapters.driving.process import Script, run_script
@@ -20,7 +20,6 @@ QUICK = 2.0  # seconds: enough for a script to start on a busy machine, and no t
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_bridges(monkeypatch)
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     write(tmp_path / "toolbox" / "direct.py", DIRECT)
     return tmp_path / "toolbox"
@@ -31,7 +30,7 @@ def run(place: Path, code: str, *arguments: str, limit: float | None = None, **m
     write(place / "defense" / "x.py", code)
     lines: list[str] = []
     log = place.parent / "logs" / "x.log"
-    script = Script("defense/x.py", arguments, **more)
+    script = Script("defense/x.py", arguments, "direct", **more)
     seconds = run_script(script, place, log, report=lines.append, time_limit=limit)
     assert log.read_text(encoding="utf-8").splitlines() == lines
     return lines, seconds
@@ -73,7 +72,7 @@ def test_a_line_is_reported_while_the_script_still_runs(place: Path) -> None:
         if line == "make asked":
             (place / "asked").touch()
 
-    run_script(Script("defense/x.py", []), place, place.parent / "x.log", report=report)
+    run_script(Script("defense/x.py", [], "direct"), place, place.parent / "x.log", report=report)
     assert lines == ["make asked", "found"]
 
 
@@ -90,7 +89,7 @@ def test_the_child_has_its_own_group_no_screen_and_the_users_choice_of_devices(
     """
     [line] = run(place, code, trust=True, fast_cpu=True)[0]
     assert json.loads(line) == [True, str(place.resolve()), "", ["--trust", "--fast-cpu"], "Agg", "1", "3,1", "1"]
-    assert Script("defense/x.py", ["--u", "3"]).command()[0] == sys.executable
+    assert Script("defense/x.py", ["--u", "3"], "direct").command()[0] == sys.executable
 
 
 def test_bytes_that_are_no_text_and_progress_bars_are_lines_too(place: Path) -> None:
@@ -173,7 +172,7 @@ def test_ctrl_c_stops_the_script_and_what_it_started(place: Path) -> None:
 
     write(place / "defense" / "x.py", WITH_LOADER + "    print(os.getpid())\n    time.sleep(600)")
     with pytest.raises(KeyboardInterrupt):
-        run_script(Script("defense/x.py", []), place, place.parent / "x.log", report=interrupted)
+        run_script(Script("defense/x.py", [], "direct"), place, place.parent / "x.log", report=interrupted)
     assert all(gone(pid) for pid in pids)
 
 

@@ -12,7 +12,8 @@ import pytest
 from command_line import bench, refused
 
 from clp_plugin.adapters.builtin import settings as recipes
-from clp_plugin.adapters.builtin.settings import PRESETS, Recipe
+from clp_plugin.adapters.builtin.settings import PRESETS
+from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.cli.commands import attack as attack_command
 from clp_plugin.cli.commands.matrix import parse_seeds
 from clp_plugin.errors import ConfigError
