@@ -17,7 +17,8 @@ from torch import nn
 
 from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.evidence.tac import trigger_activated_change
-from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.view import FusedView
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Provenance, Record, TargetRule, TriggeredSet
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from clp_plugin.evaluation.metrics import evaluate as evaluate
     from clp_plugin.evidence.correlation import correlate as correlate
     from clp_plugin.evidence.tac import trigger_activated_change as trigger_activated_change
-    from clp_plugin.fusion.layers import FusedView as FusedView
-    from clp_plugin.fusion.layers import LinearLayer as LinearLayer
     from clp_plugin.fusion.layers import fuse as fuse
+    from clp_plugin.fusion.view import FusedView as FusedView
+    from clp_plugin.fusion.view import LinearLayer as LinearLayer
     from clp_plugin.masking.apply import apply_mask as apply_mask
     from clp_plugin.masking.apply import masked as masked
     from clp_plugin.records.opening import open_record as open_record
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "ClpError": "errors",
-    "FusedView": "fusion.layers",
-    "LinearLayer": "fusion.layers",
+    "FusedView": "fusion.view",
+    "LinearLayer": "fusion.view",
     "Mask": "types",
     "Record": "types",
     "Scores": "types",

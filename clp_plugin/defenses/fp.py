@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,8 +17,10 @@ from clp_plugin.defenses.shared.options import require_in_range
 from clp_plugin.defenses.shared.training import Labeled, SGDTraining, benign_images, hold_out, part_of, train_with_sgd
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion.graph import ChannelGraph
-from clp_plugin.fusion.layers import FusedView, LinearLayer, fuse
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.hooks import hooked
 from clp_plugin.types import Bools, Floats, Mask
 
 ORACLE_STEP = 0.05
@@ -184,30 +185,20 @@ def activity(view: FusedView, layer: LinearLayer, data: Labeled) -> Floats:
         sums.append(by_channel.sum(1, dtype=torch.float64))
         counts.append(by_channel.shape[1])
 
-    handle = view.modules[layer.name].register_forward_hook(watch)
-    try:
-        with torch.inference_mode():
-            for images in data.images.split(_BATCH):
-                view.model(images)
-    finally:
-        handle.remove()
+    with torch.inference_mode(), hooked([view.modules[layer.name].register_forward_hook(watch)]):
+        for images in data.images.split(_BATCH):
+            view.model(images)
     mean: Floats = (torch.stack(sums).sum(0) / sum(counts)).cpu().numpy()
     return mean
 
 
-@contextlib.contextmanager
-def _silent(module: nn.Module, pruned: Bools | None) -> Iterator[None]:
+def _silent(module: nn.Module, pruned: Bools | None) -> contextlib.AbstractContextManager[None]:
     """Inside, these channels of the module's output, ``(channels,)``, are 0 and pass no gradient on."""
     if pruned is None or not pruned.any():
-        yield
-        return
+        return contextlib.nullcontext()
     silent = torch.from_numpy(pruned)
 
     def silence(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return output.masked_fill(silent.to(output.device).view(-1, *[1] * (output.ndim - 2)), 0)
 
-    handle = module.register_forward_hook(silence)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked([module.register_forward_hook(silence)])

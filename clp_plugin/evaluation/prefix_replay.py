@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clp_plugin.fusion.graph import CONV_TYPES, is_norm
+from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 
 KEEP_BYTES = 2 << 30  # of one batch's outputs; what lies behind is computed again
 
@@ -87,7 +87,7 @@ def watched(network: nn.Module, replay: PrefixReplay) -> Iterator[None]:
     found = [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, (*CONV_TYPES, nn.Linear)) or is_norm(module)
+        if isinstance(module, (*CONV_TYPES, nn.Linear)) or is_batchnorm(module)
     ]
     own = {name: module.__dict__["forward"] for name, module in found if "forward" in module.__dict__}
     try:

@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
-from clp_plugin.fusion.layers import FusedView, LinearLayer
-from clp_plugin.scoring.kernels import norm_gain
+from clp_plugin.fusion.view import FusedView, LinearLayer
+from clp_plugin.networks.hooks import eval_mode, hooked
+from clp_plugin.scoring.kernels import batchnorm_gain
 from clp_plugin.types import Floats, Record
 
 _ORDERS = {"l2": 2, "l1": 1}
@@ -85,19 +87,15 @@ def _pairs_to_use(record: Record, norm: str, max_images: int | None, batch_size:
 @contextlib.contextmanager
 def _running_on(model: nn.Module, device: str) -> Iterator[None]:
     """Eval mode on ``device``; afterwards every module has its mode again, and the model is where it was."""
-    modes = [(module, module.training) for module in model.modules()]
     home = next((p.device for p in model.parameters()), torch.device(device))
-    model.to(device).eval()
-    try:
-        yield
-    finally:
-        model.to(home)
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model.to(device)):
+        try:
+            yield
+        finally:
+            model.to(home)
 
 
-@contextlib.contextmanager
-def _watching(view: FusedView, order: int, sums: dict[str, Tensor]) -> Iterator[None]:
+def _watching(view: FusedView, order: int, sums: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
     """Hooks that add each batch's change of every layer to ``sums``; the first call of a shared module counts."""
     seen: set[str] = set()
     images = 0
@@ -120,18 +118,16 @@ def _watching(view: FusedView, order: int, sums: dict[str, Tensor]) -> Iterator[
     def on_output(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _module, _inputs, output: add(name, output)
 
-    handles = [view.model.register_forward_pre_hook(start)]
-    for layer in view.layers:
-        module = view.modules[layer.name]
-        if layer.norm is not None:
-            handles.append(module.register_forward_pre_hook(on_input(layer.name)))
-        else:
-            handles.append(module.register_forward_hook(on_output(layer.name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def handles() -> Iterator[RemovableHandle]:
+        yield view.model.register_forward_pre_hook(start)
+        for layer in view.layers:
+            module = view.modules[layer.name]
+            if layer.norm is not None:
+                yield module.register_forward_pre_hook(on_input(layer.name))
+            else:
+                yield module.register_forward_hook(on_output(layer.name))
+
+    return hooked(handles())
 
 
 def _change_per_channel(maps: Tensor, module: nn.Module, order: int, pairs: int) -> Tensor:
@@ -156,4 +152,4 @@ def _mean_change(view: FusedView, layer: LinearLayer, sums: dict[str, Tensor], t
     if layer.name not in sums:
         return np.full(layer.channels, np.nan)
     mean = sums[layer.name].double().cpu().numpy() / total
-    return mean if layer.norm is None else mean * norm_gain(view.modules[layer.norm]).numpy()
+    return mean if layer.norm is None else mean * batchnorm_gain(view.modules[layer.norm]).numpy()

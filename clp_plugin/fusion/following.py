@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from clp_plugin.fusion.graph import CONV_TYPES, UNKNOWN, ChannelGraph, Node, is_norm
+from clp_plugin.fusion.graph import UNKNOWN, ChannelGraph, Node
+from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.types import Ints
 
 aten = torch.ops.aten
@@ -75,7 +76,7 @@ class ChannelFollower(TorchDispatchMode):
             call = self._inside.pop()
             if call.recorded or call.input is None:
                 return
-            if is_norm(module):
+            if is_batchnorm(module):
                 node = self._layer_node("norm", call, output.shape[1], call.input, 1)
                 self._attach(output, self._spread(node, output, 1))
             elif isinstance(module, nn.Linear):
@@ -99,7 +100,7 @@ class ChannelFollower(TorchDispatchMode):
             call.recorded = True
             return output
         output = func(*args, **kwargs)
-        if call is not None and (is_norm(call.module) or isinstance(call.module, nn.Linear)):
+        if call is not None and (is_batchnorm(call.module) or isinstance(call.module, nn.Linear)):
             return output
         if not before:
             if not tensors or packet.__name__.startswith("new_") or packet.__name__.endswith("_like"):

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import nn
 
 from clp_plugin.types import Ints
 
 UNKNOWN = -1
-
-CONV_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,3 @@ class ChannelGraph:
         node = np.searchsorted(firsts, ids, side="right").astype(np.int64) - 1
         channel = np.where(ids == UNKNOWN, UNKNOWN, ids - firsts[np.maximum(node, 0)])
         return np.where(ids == UNKNOWN, UNKNOWN, node), channel
-
-
-def is_norm(module: nn.Module) -> bool:
-    """A BatchNorm with running statistics, that is, a fixed linear map in eval mode (FrozenBatchNorm2d included)."""
-    looks = isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__.startswith("FrozenBatchNorm")
-    return looks and isinstance(getattr(module, "running_var", None), torch.Tensor)

@@ -1,4 +1,4 @@
-"""What the published pairing would do on a network: one line for people."""
+"""The published pairing, for parity runs, and what it would do on a network, in one line for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from clp_plugin.fusion.layers import FusedView
+from clp_plugin.errors import PairingError
+from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.networks.wrappers import unwrap
 
 _SHOWN = 3  # names in the note
@@ -22,6 +23,26 @@ class _Pair:
     norm: nn.BatchNorm2d
     conv_name: str
     conv: nn.Conv2d | None
+
+
+def registration_layers(network: nn.Module) -> tuple[LinearLayer, ...]:
+    """Pair each BatchNorm2d with the last Conv2d in module order, whatever the data flow.
+
+    Raises:
+        PairingError: If the published code would crash on the network for want of a convolution, channel or statistic.
+    """
+    layers = []
+    for pair in _pairs(network):
+        if reason := _has_no_partner(pair):
+            raise PairingError(
+                f"the published rule cannot pair {pair.name}: {reason}; the published code crashes here, use "
+                "pairing='dataflow'"
+            )
+        k = pair.norm.num_features
+        source, channel = np.zeros(k, np.int64), np.arange(k, dtype=np.int64)
+        why = f"last Conv2d registered before it is {pair.conv_name}"
+        layers.append(LinearLayer(pair.name, "fused", (pair.conv_name,), pair.name, k, source, channel, why))
+    return tuple(layers)
 
 
 def published_rule_note(model: nn.Module, view: FusedView) -> str:
@@ -74,8 +95,8 @@ def _is_fed_by(view: FusedView, pair: _Pair) -> bool:
     return layer.conv == (pair.conv_name,) and bool((layer.source == 0).all()) and straight
 
 
-def _crash(pair: _Pair) -> str:
-    """Why the published code fails at this pair, or ""."""
+def _has_no_partner(pair: _Pair) -> str:
+    """Why the published code finds nothing to multiply at this pair, or ""."""
     name, norm, conv = pair.name, pair.norm, pair.conv
     if conv is None:
         return f"no Conv2d is registered before {name}"
@@ -86,6 +107,15 @@ def _crash(pair: _Pair) -> str:
             f"{name} has {norm.num_features} channels, the last convolution before it ({pair.conv_name}) "
             f"{conv.out_channels}"
         )
+    return ""
+
+
+def _crash(pair: _Pair) -> str:
+    """Why the published code fails at this pair, or ""."""
+    reason = _has_no_partner(pair)
+    name, norm, conv = pair.name, pair.norm, pair.conv
+    if reason or conv is None or norm.running_var is None:
+        return reason
     if norm.weight.is_meta or conv.weight.is_meta:
         return ""
     if dead := int((norm.running_var == 0).sum()):

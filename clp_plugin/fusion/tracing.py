@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
 
 from clp_plugin.errors import PairingError
 from clp_plugin.fusion.following import ChannelFollower
-from clp_plugin.fusion.graph import CONV_TYPES, ChannelGraph, is_norm
+from clp_plugin.fusion.graph import ChannelGraph
+from clp_plugin.networks.hooks import eval_mode, hooked
+from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 
 
 def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Sequence[str] = ()) -> ChannelGraph:
@@ -61,7 +64,13 @@ def _follow(model: nn.Module, run: Any, image: torch.Tensor, training_modules: S
     follower = ChannelFollower()
     follower.graph.how = how
     follower.add_input(image)
-    with torch.no_grad(), _modes(model, training_modules), _no_fused_attention(), _hooks(model, follower), follower:
+    with (
+        torch.no_grad(),
+        _modes(model, training_modules),
+        _no_fused_attention(),
+        hooked(_following(model, follower)),
+        follower,
+    ):
         output = run()
     leaves = [t for t in tree_flatten(_plain(output))[0] if isinstance(t, torch.Tensor)]
     follower.graph.outputs = sorted({n for t in leaves for n in follower.parents_of(t)})
@@ -76,15 +85,10 @@ def _plain(output: Any) -> Any:
 @contextlib.contextmanager
 def _modes(model: nn.Module, training_modules: Sequence[str]) -> Iterator[None]:
     """Eval mode but for the flags asked for; every module's own flag is restored."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for name in training_modules:
-        model.get_submodule(name).training = True
-    try:
+    with eval_mode(model):
+        for name in training_modules:
+            model.get_submodule(name).training = True
         yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextlib.contextmanager
@@ -98,15 +102,8 @@ def _no_fused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextlib.contextmanager
-def _hooks(model: nn.Module, follower: ChannelFollower) -> Iterator[None]:
-    handles = []
+def _following(model: nn.Module, follower: ChannelFollower) -> Iterator[RemovableHandle]:
     for name, module in model.named_modules():
-        if is_norm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
-            handles.append(module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(follower.leaving(name, module)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        if is_batchnorm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
+            yield module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True)
+            yield module.register_forward_hook(follower.leaving(name, module))

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from clp_plugin.fusion.graph import is_norm
-from clp_plugin.fusion.layers import FusedView, LinearLayer
+from clp_plugin.fusion.view import FusedView, LinearLayer
+from clp_plugin.networks.hooks import hooked
+from clp_plugin.networks.kinds import is_batchnorm
 
 _MOVED = 1e-9  # relative change above which a channel counts as moved, in float64
 
@@ -91,10 +93,8 @@ def _calibrate_norms(model: nn.Module, image: Tensor, generator: torch.Generator
         if norm.bias is not None:
             norm.bias.data.copy_(_between(-0.2, 0.5, spread, generator))
 
-    handles = [module.register_forward_pre_hook(hook) for module in model.modules() if is_norm(module)]
-    model(image)
-    for handle in handles:
-        handle.remove()
+    with hooked(module.register_forward_pre_hook(hook) for module in model.modules() if is_batchnorm(module)):
+        model(image)
 
 
 def _between(low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -123,7 +123,6 @@ class _State:
 def _fused_in_place(modules: dict[str, nn.Module], fused: list[LinearLayer]) -> Iterator[_State]:
     """Inside the block, norms pass on what fused kernels compute from the convolutions' own inputs."""
     state = _State()
-    handles = []
 
     def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -131,16 +130,15 @@ def _fused_in_place(modules: dict[str, nn.Module], fused: list[LinearLayer]) -> 
 
         return hook
 
-    for name in {conv for layer in fused for conv in layer.conv}:
-        handles.append(modules[name].register_forward_pre_hook(remember(name)))
-    for layer in fused:
-        norm = modules[layer.name]
-        handles.append(norm.register_forward_pre_hook(_feed(modules, layer, _affine(norm), state)))
-    try:
+    def handles() -> Iterator[RemovableHandle]:
+        for name in {conv for layer in fused for conv in layer.conv}:
+            yield modules[name].register_forward_pre_hook(remember(name))
+        for layer in fused:
+            norm = modules[layer.name]
+            yield norm.register_forward_pre_hook(_feed(modules, layer, _affine(norm), state))
+
+    with hooked(handles()):
         yield state
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:
@@ -245,11 +243,8 @@ def _disturbed(conv: Any, picked: int, dim: int, generator: torch.Generator) -> 
             moved.select(-1 if isinstance(module, nn.Linear) else 1, picked).mul_(1 + noise).add_(noise)
             return moved
 
-        handle = conv.register_forward_hook(hook)
-        try:
+        with hooked([conv.register_forward_hook(hook)]):
             yield
-        finally:
-            handle.remove()
         return
     filters = conv.weight.data.select(dim, picked % conv.weight.shape[dim])
     kept = filters.clone()
@@ -267,11 +262,6 @@ def _norm_input(model: nn.Module, norm: nn.Module, image: Tensor) -> Tensor:
         found.append(args[0].clone())
         raise _Reached
 
-    handle = norm.register_forward_pre_hook(hook)
-    try:
+    with contextlib.suppress(_Reached), hooked([norm.register_forward_pre_hook(hook)]):
         model(image)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
     return found[0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clp_plugin.errors import MaskError, unknown_name
 from clp_plugin.files.checkpoints import write_json_atomically
-from clp_plugin.fusion.graph import CONV_TYPES, is_norm
+from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.types import Bools, Mask
 
@@ -110,7 +110,7 @@ def _check(modules: dict[str, nn.Module], name: str, channels: Bools, *, will_pr
     module = modules.get(name)
     if module is None:
         raise MaskError(f"the mask is for another model: {unknown_name('layer', name, list(modules)[1:])[:400]}")
-    if not is_norm(module) and not isinstance(module, CONV_TYPES):
+    if not is_batchnorm(module) and not isinstance(module, CONV_TYPES):
         raise MaskError(f"layer {name!r}: expected a convolution or a BatchNorm, found {type(module).__name__}")
     width = _width(module)
     if channels.shape != (width,):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.fusion.layers import FusedView, LinearLayer
+from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.masking.apply import masked
 from clp_plugin.types import Mask
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_plugin.errors import PairingError
-from clp_plugin.fusion.graph import CONV_TYPES
+from clp_plugin.networks.hooks import eval_mode
+from clp_plugin.networks.kinds import CONV_TYPES
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PLAIN_FORWARDS = {kind.forward for kind in (*CONV_TYPES, nn.Linear)}
@@ -38,7 +37,7 @@ def kernel(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def norm_gain(norm: nn.Module, *, with_gamma: bool = True, with_eps: bool = True) -> Tensor:
+def batchnorm_gain(norm: nn.Module, *, with_gamma: bool = True, with_eps: bool = True) -> Tensor:
     """|gamma_k| / sqrt(var_k + eps) of a BatchNorm in eval mode, ``(K,)`` float64 on the CPU.
 
     Args:
@@ -54,18 +53,6 @@ def norm_gain(norm: nn.Module, *, with_gamma: bool = True, with_eps: bool = True
     return gain
 
 
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block: in training mode some modules change with every use (spectral_norm, BatchNorm)."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
 class _WeightCatcher(TorchDispatchMode):
     weight: Tensor | None = None
 
@@ -77,7 +64,7 @@ class _WeightCatcher(TorchDispatchMode):
 
 def _used_weight(module: nn.Module) -> Tensor:
     if isinstance(module, nn.Linear):
-        with torch.no_grad(), _eval_mode(module):
+        with torch.no_grad(), eval_mode(module):
             weight: Tensor = module.weight
         return weight
     conv: Any = module
@@ -85,7 +72,7 @@ def _used_weight(module: nn.Module) -> Tensor:
     stored = next(module.parameters())
     image = torch.zeros((1, conv.in_channels, *size), dtype=stored.dtype, device=stored.device)
     catcher = _WeightCatcher()  # type: ignore[no-untyped-call]
-    with torch.no_grad(), _eval_mode(module), catcher:
+    with torch.no_grad(), eval_mode(module), catcher:
         module(image)
     if catcher.weight is None:
         raise PairingError(

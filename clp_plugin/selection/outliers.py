@@ -29,22 +29,35 @@ def select(scores: Scores, u: float, *, unbiased: bool | None = None) -> Mask:
     if not u >= 0:
         raise ConfigError(f"u must be 0 or more (the paper uses 3 to 5), found {u}")
     by_code = scores.pairing == "registration" if unbiased is None else unbiased
-    return Mask({name: _outliers(s, u, by_code) for name, s in scores.sigma.items() if name not in scores.heads})
+    chosen = (name for name in scores.sigma if name not in scores.heads)
+    return Mask({name: outliers(scores.sigma[name], u, unbiased=by_code) for name in chosen})
 
 
 def z_scores(sigma: Floats, *, unbiased: bool = False) -> Floats:
     """How many standard deviations each channel lies above its layer's mean, ``(K,)``; zeros where all are equal."""
-    if _says_nothing(sigma):
+    if _is_constant(sigma):
         return np.zeros(len(sigma))
     return np.asarray((sigma - sigma.mean()) / sigma.std(ddof=int(unbiased)))
 
 
-def _outliers(sigma: Floats, u: float, unbiased: bool) -> Bools:
-    if _says_nothing(sigma):
-        return np.zeros(len(sigma), dtype=bool)
-    return np.asarray(sigma > sigma.mean() + u * sigma.std(ddof=int(unbiased)))
+def outliers(values: Floats, u: float, *, unbiased: bool = False) -> Bools:
+    """Which of a layer's channels lie above mean + u * std of its finite values.
+
+    Args:
+        values: ``(channels,)``, more suspicious if larger; NaN or infinite for a channel of which nothing is known.
+        u: Number of standard deviations, 0 or more.
+        unbiased: Divide by one less than the number of values in the standard deviation.
+
+    Returns:
+        ``(channels,)``; all False where fewer than 2 values are known or the known ones are equal.
+    """
+    known = np.isfinite(values)
+    found = np.zeros(len(values), dtype=bool)
+    if not _is_constant(values[known]):
+        found[known] = values[known] > values[known].mean() + u * values[known].std(ddof=int(unbiased))
+    return found
 
 
-def _says_nothing(sigma: Floats) -> bool:
+def _is_constant(sigma: Floats) -> bool:
     """Fewer than 2 channels, or scores equal up to rounding: no channel stands out."""
     return len(sigma) < 2 or bool(np.ptp(sigma) <= 1e-12 * np.abs(sigma).max())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.fusion.layers import FusedView
+from clp_plugin.fusion.view import FusedView
 
 CONVS = (nn.modules.conv._ConvNd, nn.Linear)
 

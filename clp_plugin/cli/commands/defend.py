@@ -16,8 +16,9 @@ from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
 from clp_plugin.files.checkpoints import staged_folder
-from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.published import published_rule_note
+from clp_plugin.fusion.view import FusedView
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.scoring.lipschitz import score

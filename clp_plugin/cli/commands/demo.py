@@ -18,7 +18,8 @@ from clp_plugin.cli.console import command_line, emit_json, percent, pick_device
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
 from clp_plugin.evidence.tac import trigger_activated_change
-from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.view import FusedView
 from clp_plugin.images import ArrayImages
 from clp_plugin.records.opening import open_record
 from clp_plugin.registry import load_catalogue

@@ -13,8 +13,9 @@ from torch import nn
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import CheckpointError, ConfigError
 from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint, save_weights
-from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
+from clp_plugin.fusion.view import FusedView
 from clp_plugin.masking.apply import masked, save_mask
 from clp_plugin.networks.architectures import build_model, default_input_shape, infer_num_classes
 from clp_plugin.records.opening import open_record

@@ -16,8 +16,8 @@ from clp_plugin.defenses.shared.choice import Candidate, choose
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.defenses.shared.training import Labeled, benign_images, device_of, forward, hold_out
 from clp_plugin.errors import ConfigError
-from clp_plugin.fusion.graph import is_norm
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.kinds import is_batchnorm
 from clp_plugin.networks.precision import memory_format, resolve
 from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.types import Mask
@@ -35,7 +35,7 @@ def affine_norms(model: nn.Module, method: str) -> dict[str, nn.Module]:
     found = {
         name: module
         for name, module in unwrap(model).named_modules()
-        if is_norm(module) and isinstance(module.weight, nn.Parameter) and module.running_var is not None
+        if is_batchnorm(module) and isinstance(module.weight, nn.Parameter) and module.running_var is not None
     }
     if not found:
         raise ConfigError(

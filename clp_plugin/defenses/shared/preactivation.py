@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +15,10 @@ from clp_plugin.defenses.shared.norms import affine_norms
 from clp_plugin.defenses.shared.training import device_of
 from clp_plugin.errors import ConfigError, ScoreError
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.hooks import hooked
 from clp_plugin.networks.wrappers import unwrap
-from clp_plugin.selection.outliers import z_scores
-from clp_plugin.types import Bools, Floats, ImageSet, Mask
+from clp_plugin.selection.outliers import outliers
+from clp_plugin.types import Floats, ImageSet, Mask
 
 _BATCH = 64
 
@@ -100,8 +100,9 @@ def require_finite(name: str, values: Tensor) -> None:
         )
 
 
-@contextlib.contextmanager
-def _watching(norms: Mapping[str, nn.Module], images: int, see: Callable[[str, Tensor], object]) -> Iterator[None]:
+def _watching(
+    norms: Mapping[str, nn.Module], images: int, see: Callable[[str, Tensor], object]
+) -> contextlib.AbstractContextManager[None]:
     seen: set[str] = set()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -112,12 +113,7 @@ def _watching(norms: Mapping[str, nn.Module], images: int, see: Callable[[str, T
 
         return show
 
-    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items())
 
 
 def _by_position(maps: Tensor, images: int) -> Tensor:
@@ -131,11 +127,4 @@ def _by_position(maps: Tensor, images: int) -> Tensor:
 
 
 def _mask(suspicion: Mapping[str, Floats], u: float) -> Mask:
-    return Mask({name: _outliers(values, u) for name, values in suspicion.items()})
-
-
-def _outliers(values: Floats, u: float) -> Bools:
-    known = np.isfinite(values)
-    pruned = np.zeros(len(values), dtype=bool)
-    pruned[known] = z_scores(values[known]) > u
-    return pruned
+    return Mask({name: outliers(values, u) for name, values in suspicion.items()})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from clp_plugin.networks.hooks import hooked
 from clp_plugin.networks.wrappers import unwrap
 
 _EPS = 1e-6
@@ -96,8 +97,9 @@ def attention(maps: Tensor) -> Tensor:
     return F.normalize(maps.float().square().sum(1).flatten(1), eps=_EPS)
 
 
-@contextlib.contextmanager
-def _watching(model: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watching(
+    model: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]
+) -> contextlib.AbstractContextManager[None]:
     """Hooks that show every 4-D output of these modules of the bare network; none stays."""
 
     def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -108,9 +110,4 @@ def _watching(model: nn.Module, names: Sequence[str], see: Callable[[str, Tensor
         return hook
 
     network = unwrap(model)
-    handles = [network.get_submodule(name).register_forward_hook(hook_of(name)) for name in dict.fromkeys(names)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(network.get_submodule(name).register_forward_hook(hook_of(name)) for name in dict.fromkeys(names))

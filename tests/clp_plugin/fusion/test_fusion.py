@@ -13,7 +13,8 @@ from tiny_nets import CASES, Case, Wired, classify, conv
 from torch import nn
 
 from clp_plugin.errors import PairingError
-from clp_plugin.fusion.layers import FusedView, fuse
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.view import FusedView
 from clp_plugin.networks.wrappers import unwrap
 
 Build = Callable[..., nn.Module]

@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.errors import PairingError
 from clp_plugin.fusion.following import channel_structure
-from clp_plugin.fusion.graph import UNKNOWN, ChannelGraph, Node, is_norm
+from clp_plugin.fusion.graph import UNKNOWN, ChannelGraph, Node
 from clp_plugin.fusion.tracing import trace
+from clp_plugin.networks.kinds import is_batchnorm
 
 Build = Callable[..., nn.Module]
 
@@ -176,13 +177,13 @@ def test_constants_outside_the_parameters_are_followed(build: Build) -> None:
 
 
 def test_what_counts_as_a_norm() -> None:
-    assert is_norm(nn.BatchNorm1d(2))
-    assert is_norm(nn.SyncBatchNorm(2))
-    assert not is_norm(nn.BatchNorm2d(2, track_running_stats=False))
-    assert not is_norm(nn.GroupNorm(1, 2))
-    assert not is_norm(nn.InstanceNorm2d(2, track_running_stats=True))
+    assert is_batchnorm(nn.BatchNorm1d(2))
+    assert is_batchnorm(nn.SyncBatchNorm(2))
+    assert not is_batchnorm(nn.BatchNorm2d(2, track_running_stats=False))
+    assert not is_batchnorm(nn.GroupNorm(1, 2))
+    assert not is_batchnorm(nn.InstanceNorm2d(2, track_running_stats=True))
     frozen = CASES["frozen_batchnorm"].build()
-    assert is_norm(frozen.bn1)
+    assert is_batchnorm(frozen.bn1)
 
 
 def test_channel_structure_names_the_dimension_that_varies() -> None:

@@ -11,8 +11,9 @@ import torch
 from tiny_nets import CASES, Case, Wired, classify, conv
 from torch import nn
 
-from clp_plugin.fusion.layers import FusedView, LinearLayer, fuse
+from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
+from clp_plugin.fusion.view import FusedView, LinearLayer
 
 Build = Callable[..., nn.Module]
 NOT_REPLACEABLE = {"shared_block": ("bn",), "shared_conv": ("bn1", "bn2"), "flattened_into_1d_norms": ("bn1",)}

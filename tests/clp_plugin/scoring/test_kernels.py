@@ -10,7 +10,7 @@ from tiny_nets import CASES, StandardizedConv
 from torch import nn
 
 from clp_plugin.errors import PairingError
-from clp_plugin.scoring.kernels import kernel, norm_gain
+from clp_plugin.scoring.kernels import batchnorm_gain, kernel
 
 CONVS = {
     "plain": lambda: nn.Conv2d(4, 6, (3, 2), stride=2),
@@ -106,10 +106,10 @@ def test_norm_gain_is_gamma_over_the_root_of_variance_plus_eps() -> None:
     norm = nn.BatchNorm2d(3, eps=0.5)
     norm.weight.data = torch.tensor([3.0, -3.0, 0.0])
     norm.running_var = torch.tensor([8.5, 8.5, 0.0])
-    assert norm_gain(norm).tolist() == pytest.approx([1, 1, 0])
-    assert norm_gain(norm, with_gamma=False).tolist() == pytest.approx([1 / 3, 1 / 3, 2**0.5])
-    assert norm_gain(norm, with_eps=False).tolist()[:2] == pytest.approx([3 / 8.5**0.5] * 2)
+    assert batchnorm_gain(norm).tolist() == pytest.approx([1, 1, 0])
+    assert batchnorm_gain(norm, with_gamma=False).tolist() == pytest.approx([1 / 3, 1 / 3, 2**0.5])
+    assert batchnorm_gain(norm, with_eps=False).tolist()[:2] == pytest.approx([3 / 8.5**0.5] * 2)
     plain = nn.BatchNorm2d(2, affine=False, eps=0.0)
     plain.running_var = torch.tensor([4.0, 16.0])
-    assert norm_gain(plain).tolist() == pytest.approx([0.5, 0.25])
-    assert norm_gain(plain).dtype == torch.float64
+    assert batchnorm_gain(plain).tolist() == pytest.approx([0.5, 0.25])
+    assert batchnorm_gain(plain).dtype == torch.float64

@@ -14,7 +14,8 @@ from torch import nn
 from clp_plugin.errors import ConfigError, ScoreError
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.networks.architectures import build_model
-from clp_plugin.scoring.lipschitz import score, uclc
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.scoring.uclc import uclc
 from clp_plugin.selection.outliers import select
 
 Build = Callable[..., nn.Module]

@@ -1,0 +1,100 @@
+"""The fused view: a model as a list of linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from clp_plugin.fusion.graph import ChannelGraph, Node
+from clp_plugin.types import Ints, LayerKind, Pairing
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """What a score is computed on.
+
+    Attributes:
+        name: The module to silence when a channel is pruned: the norm of a fused or diagonal layer, else the conv.
+        kind: ``fused`` (conv then BatchNorm), ``diagonal`` (a BatchNorm fed by anything else), ``conv`` (no BatchNorm
+            before the next non-linearity), ``head`` (classifier: listed, never pruned).
+        conv: Names of the convolutions (or linear maps) that the channels come from; several after a concatenation.
+        norm: Name of the BatchNorm, or None.
+        channels: K.
+        source: ``(K,)`` position in ``conv`` that channel k comes from; -1 where it comes from no convolution.
+        source_channel: ``(K,)`` output channel of that convolution; -1 likewise.
+        why: One line for people.
+    """
+
+    name: str
+    kind: LayerKind
+    conv: tuple[str, ...]
+    norm: str | None
+    channels: int
+    source: Ints
+    source_channel: Ints
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class FusedView:
+    """All linear layers of a model, in the order of execution. ``print(view)`` shows them.
+
+    Attributes:
+        model: The bare network (see :func:`clp_plugin.networks.wrappers.unwrap`); the view holds no copy of any weight.
+        layers: The linear layers.
+        graphs: Which channel every channel depends on: the run in eval mode and, where branches such as auxiliary heads
+            open only in training mode, a second run that reaches them; empty for ``registration``.
+        pairing: ``dataflow`` or ``registration``.
+        inner_linear: Linear modules inside the network that no BatchNorm follows (attention, MLP): not scored.
+        unreached: Convolutions and norms that no run executes.
+    """
+
+    model: nn.Module
+    layers: tuple[LinearLayer, ...]
+    graphs: tuple[ChannelGraph, ...]
+    pairing: Pairing = "dataflow"
+    inner_linear: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+    modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def layer(self, name: str) -> LinearLayer:
+        """The layer of this name; KeyError if there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def call(self, module: str) -> tuple[int, Node]:
+        """The first executed call of a convolution, linear map or norm: which graph it is in, and its node.
+
+        Raises:
+            KeyError: If no run executes it.
+        """
+        for position, graph in enumerate(self.graphs):
+            for node in graph.nodes:
+                if node.module == module:
+                    return position, node
+        raise KeyError(module)
+
+    def counts(self) -> dict[str, int]:
+        """Number of layers of each kind."""
+        kinds = [layer.kind for layer in self.layers]
+        return {kind: kinds.count(kind) for kind in ("fused", "diagonal", "conv", "head")}
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=4)
+        lines = [f"{'layer':<{width}}  kind      channels  why"]
+        lines += [f"{ly.name:<{width}}  {ly.kind:<8}  {ly.channels:>8}  {ly.why}" for ly in self.layers]
+        counts = ", ".join(f"{n} {kind}" for kind, n in self.counts().items() if n)
+        lines.append(f"{len(self.layers)} layers ({counts or 'none'}); found by {self._how()}")
+        if self.inner_linear:
+            lines.append(f"{len(self.inner_linear)} linear maps inside the network have no BatchNorm: not scored")
+        if self.unreached:
+            lines.append(f"never executed: {', '.join(self.unreached)}")
+        return "\n".join(lines)
+
+    def _how(self) -> str:
+        return (
+            f"following the tensors ({self.graphs[0].how})" if self.graphs else "registration order, the published rule"
+        )
