@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from clp_plugin.errors import CheckpointError, RecordError
-from clp_plugin.files.checkpoints import read_pickle_checkpoint, strip_wrapper_prefixes
+from clp_plugin.files.checkpoints import strip_wrapper_prefixes
+from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.types import Ints, TargetRule
 
 FILE = "attack_result.pt"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clp_plugin.errors import CheckpointError, RecordError
-from clp_plugin.files.checkpoints import read_pickle_checkpoint
+from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 from .attack_result import read_count, read_state_dict
 from .defenses import DEFENSES, ToolboxDefense

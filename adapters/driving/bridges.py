@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clp_plugin.files.checkpoints import plain_containers_allowed
+from clp_plugin.files.pickles import plain_containers_allowed
 
 _PRETRAINED = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "convnext_tiny", "vgg19_bn")
 _FACTORIES = (

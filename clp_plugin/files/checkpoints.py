@@ -1,9 +1,7 @@
-"""Read checkpoints of strangers without running them, and write files that are either whole or absent."""
+"""Weights within checkpoints: which state dict a file holds, whether it fits a network, and how weights are written."""
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,42 +11,13 @@ from clp_plugin.files.atomic import staged_folder as staged_folder
 from clp_plugin.files.atomic import write_atomically as write_atomically
 from clp_plugin.files.atomic import write_json_atomically as write_json_atomically
 from clp_plugin.files.atomic import write_text_atomically as write_text_atomically
-from clp_plugin.files.pickles import foreign_globals
-from clp_plugin.files.pickles import plain_containers_allowed as plain_containers_allowed
+from clp_plugin.files.torch_files import first_line, read_pickle_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-# torch names what it refused in the middle of a long text about its own options.
-_REFUSED_TYPE = re.compile(r"but got <class '([\w.]+)'>")
-
-
-def read_pickle_checkpoint(path: Path, *, trust: bool = False) -> object:
-    """The object stored in a checkpoint file, on the CPU.
-
-    Tensors, plain containers and numeric numpy arrays load; a file that names any other global is refused unread.
-
-    Args:
-        path: A file written by torch.save (any format), or ``.safetensors``.
-        trust: Also run whatever the pickle asks for. Only for files whose content is known.
-
-    Raises:
-        CheckpointError: If the file is missing, empty, a folder, unreadable, damaged, or needs ``trust``.
-    """
-    path = Path(path)
-    _require_file(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    import torch
-
-    try:
-        with plain_containers_allowed(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and storages, nothing a user can act on
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # torch, pickle and zip raise a dozen types on bad files
-        raise CheckpointError(_explain(path, error, trust=trust)) from error
 
 
 def load_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
@@ -123,7 +92,7 @@ def fit_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *, where:
     try:
         model.load_state_dict(given)
     except RuntimeError as error:
-        raise CheckpointError(f"{where}: {_first_line(error)}") from error
+        raise CheckpointError(f"{where}: {first_line(error)}") from error
 
 
 def _misfit(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -145,54 +114,6 @@ def _misfit(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; expected a checkpoint file (.pt, .pth or .safetensors)")
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise CheckpointError(f"{path} is empty (0 bytes); copy or download the checkpoint again")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
-
-
-def _read_safetensors(path: Path) -> object:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except Exception as error:
-        raise CheckpointError(_damaged(path, error)) from error
-
-
-def _explain(path: Path, error: Exception, *, trust: bool) -> str:
-    if trust:
-        return f"{_damaged(path, error)}; if it holds pickled classes, the code that defines them must be importable"
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript archive, which holds code; nothing was run. Read it first, then pass --trust"
-    found = foreign_globals(path) or _REFUSED_TYPE.findall(str(error))
-    if not found:
-        return _damaged(path, error)
-    others = ", ".join(found[1:4]) + ", ..." * (len(found) > 4)
-    more = f" (and {len(found) - 1} more: {others})" if len(found) > 1 else ""
-    return (
-        f"{path} was not loaded, and nothing in it was run: its pickle asks for the global {found[0]}{more}; expected "
-        "tensors, numbers and plain containers only. If you have read the file and know its source, pass --trust"
-    )
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: {_first_line(error)}. Expected a whole "
-        "file written by torch.save or safetensors; it may be truncated"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _find_state_dict(loaded: object, path: Path, *, depth: int) -> Mapping[str, Tensor]:

@@ -21,12 +21,12 @@ from clp_plugin.errors import CheckpointError, ConfigError
 from clp_plugin.files.checkpoints import (
     fit_state_dict,
     load_checkpoint,
-    read_pickle_checkpoint,
     save_weights,
     write_atomically,
     write_json_atomically,
     write_text_atomically,
 )
+from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 
 class Payload:
