@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
-from clp_plugin.records.adapter import LOGS, RunRequest
+from clp_plugin.records.adapter import RunRequest
+from clp_plugin.store.layout import LOGS
 
 from ..driving.checkout import Checkout
 from ..driving.process import Script, run_script

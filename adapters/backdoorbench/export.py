@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clp_plugin.files.checkpoints import write_atomically
 from clp_plugin.types import Record
@@ -28,10 +28,11 @@ COLUMNS = {
 def export_defense(
     place: Path,
     name: str,
+    *,
     record: Record,
     model: nn.Module,
-    final: Mapping[str, Any],
-    sweep: Sequence[Mapping[str, Any]] = (),
+    final: Mapping[str, float],
+    sweep: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Write ``defense_result.pt``, ``NAME_df_summary.csv`` and, of a sweep, ``u_step_df.csv``.
 
@@ -56,7 +57,7 @@ def export_defense(
         _write_table(place / "u_step_df.csv", sweep)
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     import pandas as pd
 
     columns = [key for key in COLUMNS if key in rows[0]]

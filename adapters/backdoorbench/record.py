@@ -10,7 +10,7 @@ import numpy as np
 
 from clp_plugin.errors import ClpError, RecordError
 from clp_plugin.images import ArrayImages
-from clp_plugin.records.adapter import TRAINING_SAMPLE, RecordListing
+from clp_plugin.records.adapter import TRAINING_SAMPLE, NamesItsFiles, ReadsRecords, RecordListing
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
 from ..builtin.record_files import sha256
@@ -23,8 +23,8 @@ TOOLBOX = "backdoorbench"
 _MARKS = (FILE, INFO, "clean_model.pth")
 
 
-class BackdoorBenchAdapter:
-    """Reads ``record/NAME`` folders; implements :class:`clp_plugin.records.adapter.Adapter`."""
+class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
+    """Reads ``record/NAME`` folders."""
 
     looks_for = f"{FILE} or {INFO}"
 

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
-from clp_plugin.records.adapter import CheckoutState, RunRequest, ToolboxResult
+from clp_plugin.records.adapter import (
+    CheckoutState,
+    ChecksScripts,
+    InstallsToolbox,
+    LocatesRecords,
+    RegistersPlugin,
+    RunRequest,
+    RunsAttacks,
+    RunsDefenses,
+    ToolboxResult,
+    WritesResults,
+)
 
 from ..driving import checkout
 from ..driving.process import Script, run_script
@@ -27,8 +38,17 @@ from .surroundings import add_data, add_record, backdoorbench_workspace
 from .toolbox_facts import BACKDOORBENCH
 
 
-class BackdoorBench(BackdoorBenchAdapter):
-    """Implements :class:`clp_plugin.records.adapter.Toolbox`."""
+class BackdoorBench(
+    BackdoorBenchAdapter,
+    LocatesRecords,
+    RunsAttacks,
+    RunsDefenses,
+    WritesResults,
+    InstallsToolbox,
+    ChecksScripts,
+    RegistersPlugin,
+):
+    """All that a checkout of BackdoorBench can do."""
 
     def locate(self, name: str, *, root: Path | None = None) -> Path:
         """``record/NAME`` of the checkout.

@@ -12,7 +12,7 @@ from torch import nn
 from clp_plugin.errors import CheckpointError, RecordError
 from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint
 from clp_plugin.images import ArrayImages
-from clp_plugin.records.adapter import RecordListing
+from clp_plugin.records.adapter import ReadsRecords, RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 
 from .models.build import build
@@ -30,8 +30,8 @@ from .record_files import (
 )
 
 
-class BuiltinAdapter:
-    """Reads the built-in bench's records; implements :class:`clp_plugin.records.adapter.Adapter`."""
+class BuiltinAdapter(ReadsRecords):
+    """Reads the built-in bench's records."""
 
     def sniff(self, path: Path) -> bool:
         # One of the others is enough, so that a record that lost a file gets a message that says which.

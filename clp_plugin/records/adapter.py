@@ -1,12 +1,18 @@
-"""What a toolbox adapter offers: reading records, and, where it drives its toolbox, running and writing."""
+"""The port between core and toolboxes: what an adapter can do, one protocol for each capability.
+
+Every adapter reads records. What else it can do it shows by having the methods: ``isinstance(adapter, RunsDefenses)``, or
+:func:`require` where a command cannot go on without them. An adapter of ours names its capabilities as base classes, so
+that mypy holds it to them; one of a third party need not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from clp_plugin.errors import ConfigError
 from clp_plugin.types import Record
 
 if TYPE_CHECKING:
@@ -16,8 +22,7 @@ if TYPE_CHECKING:
 # Images of the poisoned training set that a record offers. EP, which asks for a batch of it, was published with 500.
 TRAINING_SAMPLE = 500
 
-# Below a record, and below the folder of records: what scripts printed that came to nothing, and which those were.
-LOGS = "clp_plugin_logs"
+Capability = TypeVar("Capability")
 
 
 @dataclass(frozen=True)
@@ -27,37 +32,14 @@ class RecordListing:
     Attributes:
         path: The record's folder.
         summary: Attack, dataset and architecture, for people; for an incomplete record, what is missing.
-        complete: Whether :meth:`Adapter.open` can open it.
+        complete: Whether :meth:`ReadsRecords.open` can open it.
+        toolbox: Name in the catalogue of the toolbox whose record it is; filled in by whoever asked its adapter.
     """
 
     path: Path
     summary: str
     complete: bool
-
-
-class Adapter(Protocol):
-    """Reads one toolbox's records. Adapters know no defense."""
-
-    def sniff(self, path: Path) -> bool:
-        """Whether ``path`` is a record of this toolbox, judged by its files' names, without loading any."""
-        ...
-
-    def open(self, path: Path, *, trust: bool = False) -> Record:
-        """Open a record.
-
-        Args:
-            path: The record's folder.
-            trust: Allow pickles that run code.
-
-        Raises:
-            RecordError: If the record is missing or incomplete.
-            CheckpointError: If its weights cannot be read safely or do not fit.
-        """
-        ...
-
-    def records(self, root: Path) -> Iterator[RecordListing]:
-        """Records directly under ``root``, complete or not."""
-        ...
+    toolbox: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +50,7 @@ class RunRequest:
         options: Options of the script, as its own command line names them, e.g. ``{"epochs": 5}``.
         root: The toolbox's checkout; found by the adapter if None.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        seed: Of the script.
+        seed: Seed that the script is started with.
         time_limit: Seconds after which it is stopped, or None.
         force: Replace an earlier result.
         trust: Let the script load pickles that run code.
@@ -150,24 +132,73 @@ class CheckoutState:
     registered: bool
 
 
-class Toolbox(Adapter, Protocol):
-    """An adapter that can also drive its toolbox: install it, run its scripts, write what its tools read."""
+@runtime_checkable
+class ReadsRecords(Protocol):
+    """Reads a toolbox's records: what every adapter can do. Adapters know no defense."""
+
+    def sniff(self, path: Path) -> bool:
+        """Whether ``path`` is a record of this toolbox, judged by its files' names, without loading any."""
+        ...
+
+    def open(self, path: Path, *, trust: bool = False) -> Record:
+        """Open a record.
+
+        Args:
+            path: The record's folder.
+            trust: Allow pickles that run code.
+
+        Raises:
+            RecordError: If the record is missing or incomplete.
+            CheckpointError: If its weights cannot be read safely or do not fit.
+        """
+        ...
+
+    def records(self, root: Path) -> Iterator[RecordListing]:
+        """Records directly under ``root``, complete or not."""
+        ...
+
+
+@runtime_checkable
+class NamesItsFiles(Protocol):
+    """Says by which files it knows a record, for messages."""
+
+    @property
+    def looks_for(self) -> str:
+        """The names of the files, such as ``"attack_result.pt or info.pickle"``."""
+        ...
+
+
+@runtime_checkable
+class LocatesRecords(Protocol):
+    """Knows the records of a checkout by name."""
 
     def locate(self, name: str, *, root: Path | None = None) -> Path:
-        """Folder of the record of that name in the checkout."""
+        """Folder of the record of that name in the checkout.
+
+        Raises:
+            RecordError: If there is none of that name.
+            ConfigError: If no checkout is found.
+        """
         ...
 
-    def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
-        """Clone a pinned commit to ``destination``; returns the checkout."""
+
+@runtime_checkable
+class RunsAttacks(Protocol):
+    """Makes records by the toolbox's own attacks."""
+
+    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
+        """The toolbox's names and values for what ``bench attack`` calls ``dataset, model, target, poison_rate, epochs,
+        batch_size, lr, weight_decay``; only what was given."""
         ...
 
-    def check(self, *, root: Path | None = None) -> CheckoutState:
-        """Try every script of the checkout."""
+    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
+        """Run one of the toolbox's own attacks; returns the new record's folder."""
         ...
 
-    def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
-        """Add this plugin to the checkout as a defense of its own, or take it out; returns the files concerned."""
-        ...
+
+@runtime_checkable
+class RunsDefenses(Protocol):
+    """Runs the toolbox's own defenses on its records."""
 
     def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
         """Run one of the toolbox's own defenses on a record and read its result back.
@@ -178,8 +209,17 @@ class Toolbox(Adapter, Protocol):
         ...
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
-        """Read back what the toolbox's own defense left there earlier."""
+        """Read back what the toolbox's own defense left there earlier.
+
+        Raises:
+            RecordError: If there is nothing, or it cannot be used.
+        """
         ...
+
+
+@runtime_checkable
+class WritesResults(Protocol):
+    """Writes results of this plugin where, and as, the toolbox's own tools read them."""
 
     def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
         """Where the toolbox would look for the result of a method of this plugin."""
@@ -189,22 +229,73 @@ class Toolbox(Adapter, Protocol):
         self,
         place: Path,
         name: str,
+        *,
         record: Record,
         model: nn.Module,
-        final: Mapping[str, Any],
-        sweep: Sequence[Mapping[str, Any]],
+        final: Mapping[str, float],
+        sweep: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Write into ``place``, which will become the folder ``name``, what the toolbox's tools read.
+        """Write what the toolbox's tools read of a repaired model.
 
-        ``final`` and each row of ``sweep`` hold what is known of ``u, acc, asr, ra, clean_loss, triggered_loss``.
+        Args:
+            place: The folder to fill.
+            name: What ``place`` will be called in the end.
+            record: The attacked model's record.
+            model: The repaired network.
+            final: What was measured on it: those known of ``u``, ``acc``, ``asr``, ``ra``, ``clean_loss`` and
+                ``triggered_loss``.
+            sweep: The same for each u tried; empty where none was.
         """
         ...
 
-    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
-        """The toolbox's names and values for what ``bench attack`` calls ``dataset, model, target, poison_rate, epochs,
-        batch_size, lr, weight_decay``; only what was given."""
+
+@runtime_checkable
+class InstallsToolbox(Protocol):
+    """Fetches the toolbox itself."""
+
+    def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
+        """Clone a pinned commit to ``destination``; returns the checkout."""
         ...
 
-    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
-        """Run one of the toolbox's own attacks; returns the new record's folder."""
+
+@runtime_checkable
+class ChecksScripts(Protocol):
+    """Tries which of the toolbox's scripts start here."""
+
+    def check(self, *, root: Path | None = None) -> CheckoutState:
+        """Try every script of the checkout."""
         ...
+
+
+@runtime_checkable
+class RegistersPlugin(Protocol):
+    """Makes this plugin one of the toolbox's own defenses."""
+
+    def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
+        """Add this plugin to the checkout as a defense of its own, or take it out; returns the files concerned."""
+        ...
+
+
+def lacking(adapter: object, capability: type[object]) -> list[str]:
+    """Names of a capability's methods that an adapter does not have, in the capability's order."""
+    wanted = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
+    return [name for name in wanted if not callable(getattr(adapter, name, None))]
+
+
+def require(adapter: object, capability: type[Capability], *, toolbox: str) -> Capability:
+    """An adapter as one with a capability that a command cannot do without.
+
+    Args:
+        adapter: The adapter of ``toolbox``.
+        capability: One of the protocols of this module.
+        toolbox: Its name in the catalogue or its record, for the message.
+
+    Raises:
+        ConfigError: If the adapter lacks a method of it; says which.
+    """
+    if isinstance(adapter, capability):
+        return adapter
+    raise ConfigError(
+        f"{toolbox}: this toolbox cannot do that: its adapter {type(adapter).__qualname__} lacks "
+        f"{', '.join(lacking(adapter, capability))} ({capability.__name__}); expected a toolbox that can, such as backdoorbench"
+    )

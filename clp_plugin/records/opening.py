@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
 
 from clp_plugin.errors import ConfigError, RecordError, RegistryError
+from clp_plugin.records.adapter import LocatesRecords, NamesItsFiles, ReadsRecords, RecordListing, lacking
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Record
 
 _log = logging.getLogger(__name__)
-
-
-class _Listing(Protocol):
-    @property
-    def path(self) -> Path: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def complete(self) -> bool: ...
-
-
-class RecordReader(Protocol):
-    """The part of ``clp_plugin.records.adapter.Adapter`` used here; core does not import adapters."""
-
-    def sniff(self, path: Path) -> bool: ...
-    def open(self, path: Path, *, trust: bool = False) -> Record: ...
-    def records(self, root: Path) -> Iterator[_Listing]: ...
-
-
-@dataclass(frozen=True)
-class FoundRecord:
-    """One line of ``bench list records``.
-
-    Attributes:
-        toolbox: The toolbox whose adapter found it.
-        path: The record's folder.
-        summary: Attack, dataset and architecture; for an incomplete record, what is missing.
-        complete: Whether it can be opened.
-    """
-
-    toolbox: str
-    path: Path
-    summary: str
-    complete: bool
 
 
 def open_record(
@@ -70,7 +34,7 @@ def open_record(
     return find_adapter(path, toolbox=toolbox, catalogue=catalogue).open(path, trust=trust)
 
 
-def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> RecordReader:
+def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> ReadsRecords:
     """The adapter that reads the record in a folder.
 
     Args:
@@ -105,13 +69,13 @@ def locate_record(record: Path, *, toolbox: str | None, root: Path | None, catal
         root: The checkout, if not the one that the adapter finds.
         catalogue: What is on offer.
     """
-    locate = getattr(load_adapter(catalogue, toolbox), "locate", None) if toolbox is not None else None
-    if record.is_dir() or locate is None:
+    if toolbox is None or record.is_dir():
         return record
-    return cast(Path, locate(str(record), root=root))
+    adapter = load_adapter(catalogue, toolbox)
+    return adapter.locate(str(record), root=root) if isinstance(adapter, LocatesRecords) else record
 
 
-def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[FoundRecord]:
+def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[RecordListing]:
     """Records directly under a folder, complete or not, of all toolboxes, sorted by path.
 
     Raises:
@@ -122,14 +86,14 @@ def list_records(root: str | Path, catalogue: Catalogue | None = None) -> list[F
         raise RecordError(f"cannot list records: there is no folder {root}")
     catalogue = catalogue if catalogue is not None else load_catalogue()
     found = [
-        FoundRecord(name, listing.path, listing.summary, listing.complete)
+        RecordListing(listing.path, listing.summary, listing.complete, toolbox=name)
         for name, adapter in _importable_adapters(catalogue).items()
         for listing in adapter.records(root)
     ]
     return sorted(found, key=lambda record: (str(record.path), record.toolbox))
 
 
-def load_adapter(catalogue: Catalogue, name: str) -> RecordReader:
+def load_adapter(catalogue: Catalogue, name: str) -> ReadsRecords:
     """The adapter of a toolbox by its name in the catalogue.
 
     Raises:
@@ -140,15 +104,15 @@ def load_adapter(catalogue: Catalogue, name: str) -> RecordReader:
         adapter = found() if isinstance(found, type) else found
     except Exception as error:  # a third party's constructor
         raise RegistryError(f"toolbox {name!r}: {found!r} cannot be made without arguments: {error}") from error
-    lacking = [method for method in ("sniff", "open", "records") if not callable(getattr(adapter, method, None))]
-    if lacking:
-        raise RegistryError(f"toolbox {name!r}: {found!r} is no adapter, it lacks {', '.join(lacking)}")
-    return cast(RecordReader, adapter)
+    if not isinstance(adapter, ReadsRecords):
+        lacks = ", ".join(lacking(adapter, ReadsRecords))
+        raise RegistryError(f"toolbox {name!r}: {found!r} is no adapter, it lacks {lacks}")
+    return adapter
 
 
-def _importable_adapters(catalogue: Catalogue) -> dict[str, RecordReader]:
+def _importable_adapters(catalogue: Catalogue) -> dict[str, ReadsRecords]:
     """One broken extension must not make the records of the other toolboxes unreadable."""
-    adapters: dict[str, RecordReader] = {}
+    adapters: dict[str, ReadsRecords] = {}
     for name in catalogue.names("toolboxes"):
         try:
             adapters[name] = load_adapter(catalogue, name)
@@ -172,9 +136,12 @@ def _require_filled_folder(path: Path) -> None:
         raise RecordError(f"{path} is an empty folder, not a record; run the attack that should have filled it")
 
 
-def _nobody_knows(path: Path, adapters: dict[str, RecordReader]) -> str:
+def _nobody_knows(path: Path, adapters: dict[str, ReadsRecords]) -> str:
     held = sorted(item.name for item in path.iterdir())
     shown = ", ".join(held[:8]) + ", ..." * (len(held) > 8)
-    wanted = {name: getattr(adapter, "looks_for", "") for name, adapter in adapters.items()}
-    asked = "; ".join(f"{name} ({what})" if what else name for name, what in wanted.items()) or "none"
+    asked = "; ".join(_shown(name, adapter) for name, adapter in adapters.items()) or "none"
     return f"{path} is not a record of a known toolbox. Looked for: {asked}. Found: {shown}"
+
+
+def _shown(name: str, adapter: ReadsRecords) -> str:
+    return f"{name} ({adapter.looks_for})" if isinstance(adapter, NamesItsFiles) and adapter.looks_for else name

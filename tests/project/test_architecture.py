@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "adapters").is_dir(), reason="needs 
 
 # Inside the core, everything that draws or reads results must stay importable without torch.
 FOR_REPORTS = {"types", "selection", "errors", "store", "files", "reports"}
-FOR_ADAPTERS = {"types", "errors", "images", "config", "records", "files", "networks", "adapters"}
+FOR_ADAPTERS = {"types", "errors", "images", "config", "records", "files", "networks", "store", "adapters"}
 # Programs of the child process in which a toolbox's scripts run: they exist to change that process.
 CHILD = {
     "clp_plugin.adapters.backdoorbench.launcher",
@@ -44,6 +44,7 @@ LIGHT = {
     "registry",
     "records.opening",
     "records.adapter",
+    "store.layout",
     "store.outcomes",
     "types",
     "files.atomic",

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take, show_metrics
-from clp_plugin.cli.commands.defend_toolbox import named_toolbox
 from clp_plugin.cli.console import emit_json, pick_device, say
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.evaluation.metrics import evaluate
-from clp_plugin.records.adapter import RunRequest
+from clp_plugin.records.adapter import RunRequest, RunsAttacks, require
+from clp_plugin.records.opening import load_adapter
+from clp_plugin.registry import load_catalogue
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ToolboxAttackRequest:
 
 def attack_with_toolbox(request: ToolboxAttackRequest, *, as_json: bool) -> None:
     """Run, evaluate, print."""
-    toolbox = named_toolbox(request.toolbox, request.registry)
+    adapter = load_adapter(load_catalogue(request.registry), request.toolbox)
+    toolbox = require(adapter, RunsAttacks, toolbox=request.toolbox)
     device = pick_device(request.device)
     start = time.perf_counter()
     path = toolbox.run_attack(
@@ -58,7 +60,7 @@ def attack_with_toolbox(request: ToolboxAttackRequest, *, as_json: bool) -> None
         ),
     )
     seconds = time.perf_counter() - start
-    record = toolbox.open(path)
+    record = adapter.open(path)
     metrics = evaluate(record.model, record, device=device)
     note_if_it_did_not_take(metrics, "train longer or poison more")
     if as_json:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
-from clp_plugin.records.adapter import LOGS
 from clp_plugin.records.opening import locate_record
 from clp_plugin.registry import load_catalogue
+from clp_plugin.store.layout import LOGS
 from clp_plugin.store.outcomes import Outcome, load_outcomes, outcomes_frame
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from clp_plugin.files.checkpoints import staged_folder
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.published import published_rule_note
 from clp_plugin.fusion.view import FusedView
+from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.scoring.lipschitz import score
@@ -80,7 +81,7 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
         run = run.with_log(published_rule=published_rule_note(record.model, view))
     with staged_folder(folder) as place:
         save_defense(run, place)
-        if hasattr(adapter, "export"):
+        if isinstance(adapter, WritesResults):
             _export(adapter, place, folder.name, record, run, defense, view, request)
         names = sorted(written.name for written in place.iterdir())
         if again:
@@ -130,10 +131,10 @@ def _carry_over(earlier: Path, place: Path) -> None:
 
 
 def _default_folder(
-    adapter: Any, path: Path, request: DefendRequest, defense: object, options: Mapping[str, Any]
+    adapter: ReadsRecords, path: Path, request: DefendRequest, defense: object, options: Mapping[str, Any]
 ) -> Path:
-    if hasattr(adapter, "result_folder"):
-        return cast(Path, adapter.result_folder(path, request.method, options))
+    if isinstance(adapter, WritesResults):
+        return adapter.result_folder(path, request.method, options)
     return (
         path
         / "defense"
@@ -143,7 +144,7 @@ def _default_folder(
 
 
 def _export(
-    adapter: Any,
+    adapter: WritesResults,
     place: Path,
     name: str,
     record: Record,
@@ -164,7 +165,9 @@ def _export(
             *rows, last = sweep(record, scores, values, device=pick_device(request.device), progress=report)
         final = asdict(last)
         _draw(place, scores, cast(Mask, run.repaired.mask), rows, defense.u)
-    adapter.export(place, name, record, run.repaired.model, final, [asdict(row) for row in rows])
+    adapter.export(
+        place, name, record=record, model=run.repaired.model, final=final, sweep=[asdict(row) for row in rows]
+    )
 
 
 def _draw(place: Path, scores: Scores, mask: Mask, rows: Sequence[SweepRow], u: float) -> None:

@@ -7,21 +7,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from clp_plugin.cli.commands.attack import show_metrics
 from clp_plugin.cli.commands.defend import DefendRequest
 from clp_plugin.cli.console import command_line, emit_json, percent, pick_device, say
-from clp_plugin.errors import ConfigError, ToolboxError
+from clp_plugin.errors import ToolboxError
 from clp_plugin.evaluation.metrics import evaluate
-from clp_plugin.records.adapter import LOGS
+from clp_plugin.records.adapter import RunRequest, RunsDefenses, ToolboxResult, require
 from clp_plugin.records.opening import find_adapter, locate_record
-from clp_plugin.registry import Catalogue, load_catalogue
+from clp_plugin.registry import load_catalogue
+from clp_plugin.store.layout import LOGS
 from clp_plugin.store.outcomes import Outcome, StoredMetrics, save_outcome
 from clp_plugin.types import Metrics, Record, defense_effectiveness
-
-if TYPE_CHECKING:
-    from clp_plugin.records.adapter import Toolbox, ToolboxResult
 
 OUTCOME = "clp_plugin_outcome.json"  # beside the toolbox's own files, so it says whose it is
 
@@ -47,14 +45,15 @@ def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_js
     """Run or read back, evaluate, store, print. A run that fails is stored as failed, beside what it printed."""
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
-    adapter = driver(find_adapter(path, toolbox=request.toolbox, catalogue=catalogue), request.toolbox or str(path))
+    adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
+    driver = require(adapter, RunsDefenses, toolbox=request.toolbox or str(path))
     device = pick_device(request.device)
     record = adapter.open(path, trust=request.trust)
     if how.reuse:
-        result = adapter.read_defense(path, request.method)
+        result = driver.read_defense(path, request.method)
     else:
         with _failure_stored(request, record, path / LOGS / f"{request.method}.json", device):
-            result = _run(adapter, path, request, how, device)
+            result = _run(driver, path, request, how, device)
     before = evaluate(record.model, record, device=device)
     after = evaluate(result.model, record, device=device)
     outcome = _outcome(request, result, record, before, after, device=device)
@@ -65,28 +64,9 @@ def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_js
         _show(outcome, record, result, before, after)
 
 
-def driver(adapter: object, name: str) -> Toolbox:
-    """The adapter as one that can run its toolbox.
-
-    Raises:
-        ConfigError: If it can only read.
-    """
-    if not callable(getattr(adapter, "run_defense", None)):
-        raise ConfigError(f"{name}: this toolbox has no scripts that could be run; expected one such as backdoorbench")
-    return cast("Toolbox", adapter)
-
-
-def named_toolbox(name: str, registry: Path | None) -> Toolbox:
-    """The driving adapter of a toolbox by name."""
-    from clp_plugin.records.opening import load_adapter
-
-    catalogue: Catalogue = load_catalogue(registry)
-    return driver(load_adapter(catalogue, name), name)
-
-
-def _run(adapter: Toolbox, path: Path, request: DefendRequest, how: ToolboxRunOptions, device: str) -> ToolboxResult:
-    from clp_plugin.records.adapter import RunRequest
-
+def _run(
+    adapter: RunsDefenses, path: Path, request: DefendRequest, how: ToolboxRunOptions, device: str
+) -> ToolboxResult:
     wanted = RunRequest(
         options=request.options,
         root=request.root,

@@ -6,17 +6,25 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from clp_plugin.cli.commands.defend_toolbox import named_toolbox
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.config import data_folder, remember_toolbox
-from clp_plugin.records.adapter import CheckoutState
+from clp_plugin.records.adapter import (
+    Capability,
+    CheckoutState,
+    ChecksScripts,
+    InstallsToolbox,
+    RegistersPlugin,
+    require,
+)
+from clp_plugin.records.opening import load_adapter
+from clp_plugin.registry import load_catalogue
 
 
 def install(
     name: str, *, source: str | None, ref: str | None, destination: Path | None, registry: Path | None, as_json: bool
 ) -> None:
     """Clone, and remember where."""
-    toolbox = named_toolbox(name, registry)
+    toolbox = _toolbox(name, InstallsToolbox, registry)
     root = toolbox.install(destination or data_folder() / "toolboxes" / name, source=source, ref=ref)
     settings = remember_toolbox(name, root)
     if as_json:
@@ -27,7 +35,7 @@ def install(
 
 def check(name: str, *, root: Path | None, registry: Path | None, as_json: bool) -> None:
     """What the checkout is, and which of its scripts start here."""
-    state = named_toolbox(name, registry).check(root=root)
+    state = _toolbox(name, ChecksScripts, registry).check(root=root)
     pip = pip_line(state)
     if as_json:
         emit_json({**asdict(state), "root": str(state.root), "pip": pip})
@@ -49,7 +57,7 @@ def check(name: str, *, root: Path | None, registry: Path | None, as_json: bool)
 
 def register(name: str, *, root: Path | None, remove: bool, registry: Path | None, as_json: bool) -> None:
     """Add this plugin to the checkout, or take it out."""
-    files = named_toolbox(name, registry).register(root=root, remove=remove)
+    files = _toolbox(name, RegistersPlugin, registry).register(root=root, remove=remove)
     if as_json:
         emit_json({"removed" if remove else "written": [str(path) for path in files]})
         return
@@ -65,3 +73,7 @@ def pip_line(state: CheckoutState) -> str:
     """The command that installs all missing packages, or nothing."""
     missing = sorted({script.missing for script in state.scripts if script.missing})
     return f"{sys.executable} -m pip install {' '.join(missing)}" if missing else ""
+
+
+def _toolbox(name: str, capability: type[Capability], registry: Path | None) -> Capability:
+    return require(load_adapter(load_catalogue(registry), name), capability, toolbox=name)

@@ -17,7 +17,7 @@ ROW = {"u": 3.0, "pruned": 4, "acc": 0.5, "asr": 0.25, "ra": 0.75, "clean_loss":
 def test_the_result_is_a_plain_dictionary_with_the_attacked_models_keys(tmp_path: Path) -> None:
     record = fake_record()
     record = replace(record, provenance=replace(record.provenance, architecture="backdoorbench:vgg19_bn"))
-    export_defense(tmp_path, "clp_plugin", record, record.model.half(), {"acc": 0.5})
+    export_defense(tmp_path, "clp_plugin", record=record, model=record.model.half(), final={"acc": 0.5})
     found = torch.load(tmp_path / "defense_result.pt", weights_only=True)
     assert list(found) == ["model_name", "num_classes", "model"]
     assert (found["model_name"], found["num_classes"]) == ("vgg19_bn", record.target.num_classes)
@@ -29,7 +29,7 @@ def test_the_result_is_a_plain_dictionary_with_the_attacked_models_keys(tmp_path
 def test_tables_have_the_toolboxs_columns_and_fractions(tmp_path: Path) -> None:
     record = fake_record()
     rows = [{**ROW, "u": 0.0, "acc": 0.1}, ROW]
-    export_defense(tmp_path, "clp_plugin", record, record.model, ROW, rows)
+    export_defense(tmp_path, "clp_plugin", record=record, model=record.model, final=ROW, sweep=rows)
     columns = ["u", "clean_test_loss_avg_over_batch", "bd_test_loss_avg_over_batch", "test_acc", "test_asr", "test_ra"]
     sweep = pd.read_csv(tmp_path / "u_step_df.csv", index_col=0)
     assert list(sweep.columns) == columns
@@ -42,7 +42,8 @@ def test_tables_have_the_toolboxs_columns_and_fractions(tmp_path: Path) -> None:
 
 def test_without_a_sweep_there_is_no_sweep_file_and_only_known_columns(tmp_path: Path) -> None:
     record = fake_record()
-    export_defense(tmp_path, "clp_plugin_anp", record, record.model, {"acc": 0.5, "asr": 0.25, "ra": 0.75})
+    measured = {"acc": 0.5, "asr": 0.25, "ra": 0.75}
+    export_defense(tmp_path, "clp_plugin_anp", record=record, model=record.model, final=measured)
     assert {path.name for path in tmp_path.iterdir()} == {"defense_result.pt", "clp_plugin_anp_df_summary.csv"}
     summary = pd.read_csv(tmp_path / "clp_plugin_anp_df_summary.csv", index_col=0)
     assert list(summary.columns) == ["test_acc", "test_asr", "test_ra"]

@@ -314,7 +314,7 @@ def test_register_and_remove_name_the_files(registry: Path) -> None:
 def test_mistakes_are_one_line(registry: Path) -> None:
     more = ("--registry", registry)
     assert "unknown toolbox 'nope'" in refused("toolbox", "check", "nope", *more)
-    assert "no scripts that could be run" in refused("toolbox", "check", "reader", *more)
+    assert "its adapter OnlyReads lacks check (ChecksScripts)" in refused("toolbox", "check", "reader", *more)
     assert "no record 'zwei'" in defend(registry, record="zwei").err
     assert "expected NAME=VALUE" in defend(registry, "--option", "x").err
     assert "unknown option 'strength'" in defend(registry, "--option", "strength=2").err

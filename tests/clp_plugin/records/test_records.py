@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from clp_plugin.errors import ConfigError, RecordError, RegistryError
-from clp_plugin.records.opening import FoundRecord, list_records, open_record
+from clp_plugin.records.adapter import RecordListing
+from clp_plugin.records.opening import list_records, open_record
 from clp_plugin.registry import Catalogue, Entry
 
 
@@ -135,8 +136,8 @@ def test_records_of_all_toolboxes_are_listed_in_order(tmp_path: Path) -> None:
     folder(tmp_path, "notes.md")
     (tmp_path / "loose").touch()
     assert list_records(tmp_path, catalogue(**BOTH)) == [
-        FoundRecord("first", first, f"a.txt in {first.name}", True),
-        FoundRecord("second", second, f"b.txt in {second.name}", True),
+        RecordListing(first, f"a.txt in {first.name}", True, toolbox="first"),
+        RecordListing(second, f"b.txt in {second.name}", True, toolbox="second"),
     ]
     with pytest.raises(RecordError, match=r"there is no folder .*nowhere"):
         list_records(tmp_path / "nowhere", catalogue(**BOTH))
