@@ -20,8 +20,8 @@ import torch
 
 from clp_plugin.bench.budget import draw_budget
 from clp_plugin.bench.run import make_defense
-from clp_plugin.cli.console import pick_device
 from clp_plugin.errors import ClpError
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import open_record
 from clp_plugin.registry import load_catalogue
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -26,6 +26,9 @@ LayerKind = Literal["fused", "diagonal", "conv", "head"]
 Pairing = Literal["dataflow", "registration"]
 ScoreKind = Literal["paper", "relative"]
 NormKind = Literal["reshaped", "exact"]
+BudgetKind = Literal["none", "benign", "poisoned"]  # what a defense may see beside the model
+ChoiceProtocol = Literal["defender", "oracle"]  # an oracle chooses parameters by the test set
+Progress = Callable[[int, int], None]  # called with the steps done and the steps in all
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from clp_plugin.errors import ClpError, RecordError
+from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages
 from clp_plugin.records.adapter import TRAINING_SAMPLE, NamesItsFiles, ReadsRecords, RecordListing
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
-from ..builtin.record_files import sha256
 from ..image_sets.image_files import DecodedFiles, DeferredImages, FileImages
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.errors import RecordError
 from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.networks.devices import pick_device, seeded
 from clp_plugin.networks.precision import resolve
 from clp_plugin.records.adapter import TRAINING_SAMPLE
 from clp_plugin.types import TargetRule
@@ -60,7 +61,7 @@ def run_attack(
         ConfigError: If the settings are impossible, or the training diverges.
         RecordError: If the data set cannot be read, or ``out`` holds a record or another unfinished run.
     """
-    _check_device(device)
+    device = pick_device(device)
     _claim(settings, out, force=force)
     plan = _plan(settings, attack_type)
     model = initial_model(settings, plan.dataset.num_classes)
@@ -139,18 +140,8 @@ def _plan(settings: AttackSettings, attack_type: type[Attack] | None) -> _Plan:
 
 def initial_model(settings: AttackSettings, num_classes: int) -> nn.Module:
     """The untrained network: its weights depend on the seed alone; torch's global generator stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the GPUs of the caller.
-        torch.default_generator.manual_seed(torch_seed(settings.seed, Stream.WEIGHTS))
+    with seeded(torch_seed(settings.seed, Stream.WEIGHTS)):
         return build(settings.model, num_classes=num_classes, **settings.model_options)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used here ({reason}); give 'cpu'") from error
 
 
 def _claim(settings: AttackSettings, out: Path, *, force: bool) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from clp_plugin.errors import CheckpointError, RecordError
 from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint
+from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages
 from clp_plugin.records.adapter import ReadsRecords, RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
@@ -26,7 +27,6 @@ from .record_files import (
     read_description,
     read_images,
     require_files,
-    sha256,
 )
 
 

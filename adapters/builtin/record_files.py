@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch import nn
 
 from clp_plugin.errors import RecordError
 from clp_plugin.files.checkpoints import save_weights, write_atomically, write_json_atomically
+from clp_plugin.files.hashing import sha256
 from clp_plugin.types import Ints, TargetRule
 
 SCHEMA_VERSION = 2
@@ -233,12 +233,3 @@ def _check_whole(file: Path, name: str, values: NDArray[Any], count: int, limit:
             f"{file}: {name}: expected ({count},) int64 in 0 to {limit - 1}, found {values.shape} {values.dtype}"
             + (f" in {values.min()} to {values.max()}" if values.size else "")
         )
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        for block in iter(lambda: opened.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

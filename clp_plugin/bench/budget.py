@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from clp_plugin.defenses.base import Budget, Defense
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import evaluate
-from clp_plugin.types import Record
+from clp_plugin.types import ChoiceProtocol, Record
 
-ChoiceProtocol = Literal["defender", "oracle"]
 DEFAULT_BUDGET = 500
 _KINDS = {"benign": "benign images", "poisoned": "images of the poisoned training set"}
 

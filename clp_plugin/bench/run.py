@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import torch
-
-from clp_plugin.bench.budget import ChoiceProtocol, draw_budget
-from clp_plugin.defenses.base import BudgetKind, Defense, Progress, Repaired
+from clp_plugin.bench.budget import draw_budget
+from clp_plugin.defenses.base import Defense, Repaired
 from clp_plugin.errors import ConfigError, RegistryError, unknown_name
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.files.checkpoints import save_weights
 from clp_plugin.masking.apply import save_mask
+from clp_plugin.networks.devices import seeded
 from clp_plugin.registry import Catalogue
 from clp_plugin.store.outcomes import Outcome, StoredMetrics, save_outcome
-from clp_plugin.types import Metrics, Record, defense_effectiveness
+from clp_plugin.types import BudgetKind, ChoiceProtocol, Metrics, Progress, Record, defense_effectiveness
 
 
 @dataclass(frozen=True)
@@ -80,19 +78,6 @@ def make_defense(
     return cast(Defense, defense), used
 
 
-@contextlib.contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
-    """torch's generators of the CPU and of ``device`` start from ``seed`` inside, and are as before afterwards."""
-    on_gpu = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        # Not torch.manual_seed, which would also seed the GPUs that the caller uses for something else.
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def run_defense(
     record: Record,
     method: str,
@@ -129,7 +114,7 @@ def run_defense(
     own = copy.deepcopy(record.model).to(device).eval()
     before = before or evaluate(own, record, device=device)
     start = time.perf_counter()
-    with _seeded(seed, device):
+    with seeded(seed, device):
         repaired = defense.repair(own, budget, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     after = evaluate(repaired.model, record, device=device)

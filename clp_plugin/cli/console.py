@@ -7,11 +7,12 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clp_plugin.errors import ClpError, ConfigError
+from clp_plugin.errors import ClpError
 
-Report = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from clp_plugin.types import Progress
 
 _STOPPED = 130  # what shells report for Ctrl-C
 
@@ -57,21 +58,26 @@ def percent(fraction: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Report]:
+def progress_bar(label: str) -> Iterator[Progress]:
     """A bar with time left on standard error; where that is no terminal, a line every so often."""
     if not sys.stderr.isatty():
         yield _plain_progress(label)
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _plain_progress(label: str) -> Report:
+def _plain_progress(label: str) -> Progress:
     import time
 
     start = last = time.monotonic()
@@ -86,25 +92,6 @@ def _plain_progress(label: str) -> Report:
         say(f"{label}: {done} of {total}, about {left:.0f} s left")
 
     return report
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is CUDA where there is one.
-
-    Raises:
-        ConfigError: If the device does not exist here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
-        ) from error
-    return name
 
 
 def run(app: Callable[..., Any], argv: list[str]) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.defenses.base import Progress
 from clp_plugin.defenses.shared.norms import MaskLearning, ScaledNorms, working_copy
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.defenses.shared.training import Labeled, finite
 from clp_plugin.images import augment
+from clp_plugin.types import Progress
 
 _STRETCHES = 10
 

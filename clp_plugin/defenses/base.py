@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
-from clp_plugin.types import ImageSet, Mask, Metrics
+from clp_plugin.types import BudgetKind, ImageSet, Mask, Metrics, Progress
 
-BudgetKind = Literal["none", "benign", "poisoned"]
-Progress = Callable[[int, int], None]
 Judge = Callable[[nn.Module], Metrics]
 
 

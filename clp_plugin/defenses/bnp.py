@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.norms import affine_norms
 from clp_plugin.defenses.shared.options import is_number, require_in_range
 from clp_plugin.defenses.shared.preactivation import prune_outliers, require_finite, watch_norm_inputs
-from clp_plugin.types import Floats
+from clp_plugin.types import BudgetKind, Floats, Progress
 
 # For a BatchNorm whose eps is 0.
 _SMALLEST = 1e-12

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select
-from clp_plugin.types import NormKind, Pairing, ScoreKind
+from clp_plugin.types import BudgetKind, NormKind, Pairing, Progress, ScoreKind
 
 
 @dataclass(frozen=True)

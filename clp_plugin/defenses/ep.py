@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.options import is_number, require_in_range
 from clp_plugin.defenses.shared.preactivation import prune_outliers, require_finite, watch_norm_inputs
-from clp_plugin.types import Floats
+from clp_plugin.types import BudgetKind, Floats, Progress
 
 # Two values of a channel that are closer than float32 can tell apart, with room for a sum's rounding.
 _ROUNDING = 1e-6

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.choice import Candidate, choose
 from clp_plugin.defenses.shared.options import require_in_range
 from clp_plugin.defenses.shared.training import Labeled, SGDTraining, benign_images, hold_out, part_of, train_with_sgd
@@ -21,7 +21,7 @@ from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.hooks import hooked
-from clp_plugin.types import Bools, Floats, Mask
+from clp_plugin.types import Bools, BudgetKind, Floats, Mask, Progress
 
 ORACLE_STEP = 0.05
 _BATCH = 256

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.training import SGDTraining, benign_images, train_with_sgd
+from clp_plugin.types import BudgetKind, Progress
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.defenses.shared.stages import Stage, attention, maps_of, stages
-from clp_plugin.defenses.shared.training import (
-    Labeled,
-    SGDTraining,
-    benign_images,
-    device_of,
-    forward,
-    part_of,
-    train_with_sgd,
-)
+from clp_plugin.defenses.shared.training import Labeled, SGDTraining, benign_images, forward, part_of, train_with_sgd
 from clp_plugin.errors import ConfigError
+from clp_plugin.networks.devices import device_of
 from clp_plugin.networks.precision import memory_format, resolve
+from clp_plugin.types import BudgetKind, Progress
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.defenses.base import Progress
 from clp_plugin.defenses.shared.norms import MaskLearning, ScaledNorms, working_copy
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.defenses.shared.training import Labeled, finite, forward, minibatches
+from clp_plugin.types import Progress
 
 _LR_MILESTONES = (10, 20)
 

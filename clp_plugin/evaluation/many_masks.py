@@ -15,7 +15,7 @@ from clp_plugin.evaluation.metrics import metrics_of
 from clp_plugin.evaluation.prefix_replay import PrefixReplay, shared_prefix, sharing, watched
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.wrappers import unwrap
-from clp_plugin.types import ImageSet, Ints, Mask, Metrics, Record
+from clp_plugin.types import ImageSet, Ints, Mask, Metrics, Progress, Record
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def evaluate_masks(
     *,
     device: str = "cpu",
     batch_size: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Judgement]:
     """Evaluate ``model`` under each mask, as if each masked copy were evaluated by itself.
 

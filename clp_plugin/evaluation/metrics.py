@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import RecordError
-from clp_plugin.types import ImageSet, Ints, Metrics, Record
+from clp_plugin.types import ImageSet, Ints, Metrics, Progress, Record
 
 
 def evaluate(
@@ -18,7 +18,7 @@ def evaluate(
     *,
     device: str = "cpu",
     batch_size: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Metrics:
     """Judge a model on a record's test images.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.many_masks import Judgement, evaluate_masks
 from clp_plugin.evaluation.metrics import require_test_images
 from clp_plugin.selection.outliers import select
-from clp_plugin.types import Mask, Record, Scores
+from clp_plugin.types import Mask, Progress, Record, Scores
 
 _MOST = 10_000  # values of u in one sweep; more is a slip of the keyboard
 
@@ -47,7 +47,7 @@ def sweep(
     *,
     device: str = "cpu",
     batch_size: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[SweepRow]:
     """Prune a record's model at every u and evaluate it.
 

@@ -15,7 +15,7 @@ from clp_plugin.errors import ConfigError, RecordError, unknown_name
 from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.networks.hooks import eval_mode, hooked
 from clp_plugin.scoring.kernels import batchnorm_gain
-from clp_plugin.types import Floats, Record
+from clp_plugin.types import Floats, Progress, Record
 
 _ORDERS = {"l2": 2, "l1": 1}
 
@@ -28,7 +28,7 @@ def trigger_activated_change(
     max_images: int | None = None,
     batch_size: int = 128,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Floats]:
     """Mean over test images of the norm of the change of each channel's map at the linear layer's output.
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.recipe import RECIPES
-from clp_plugin.cli.console import emit_json, percent, pick_device, progress_bar, say, show_table
+from clp_plugin.cli.console import emit_json, percent, progress_bar, say, show_table
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Metrics

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take, show_metrics
-from clp_plugin.cli.console import emit_json, pick_device, say
+from clp_plugin.cli.console import emit_json, say
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunRequest, RunsAttacks, require
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue

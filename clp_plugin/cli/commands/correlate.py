@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from clp_plugin.cli.console import emit_json, pick_device, progress_bar, say, show_table
+from clp_plugin.cli.console import emit_json, progress_bar, say, show_table
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
 from clp_plugin.evidence.tac import trigger_activated_change
 from clp_plugin.fusion.layers import fuse
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import locate_record, open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.scoring.lipschitz import score

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from clp_plugin.bench.budget import ChoiceProtocol
 from clp_plugin.bench.run import DefenseRun, make_defense, run_defense, save_defense
 from clp_plugin.cli.commands.attack import show_metrics
-from clp_plugin.cli.console import command_line, emit_json, pick_device, progress_bar, say
+from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
@@ -19,12 +18,13 @@ from clp_plugin.files.checkpoints import staged_folder
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.published import published_rule_note
 from clp_plugin.fusion.view import FusedView
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.store.outcomes import load_outcome
-from clp_plugin.types import Mask, Record, Scores
+from clp_plugin.types import ChoiceProtocol, Mask, Record, Scores
 
 OUTCOME = "outcome.json"
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from clp_plugin.cli.commands.attack import show_metrics
 from clp_plugin.cli.commands.defend import DefendRequest
-from clp_plugin.cli.console import command_line, emit_json, percent, pick_device, say
+from clp_plugin.cli.console import command_line, emit_json, percent, say
 from clp_plugin.errors import ToolboxError
 from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunRequest, RunsDefenses, ToolboxResult, require
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue

@@ -14,13 +14,14 @@ from clp_plugin.bench.run import DefenseRun, make_defense, run_defense, save_def
 from clp_plugin.cli.commands.attack import train_record
 from clp_plugin.cli.commands.correlate import show_correlation, show_sweep, write_correlation, write_sweep
 from clp_plugin.cli.commands.defend import defense_json, show_defense
-from clp_plugin.cli.console import command_line, emit_json, percent, pick_device, progress_bar, say
+from clp_plugin.cli.console import command_line, emit_json, percent, progress_bar, say
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
 from clp_plugin.evidence.tac import trigger_activated_change
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.images import ArrayImages
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import open_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.scoring.lipschitz import score

@@ -11,19 +11,19 @@ from typing import Any
 
 from clp_plugin.adapters.builtin.record_files import DESCRIPTION, read_description
 from clp_plugin.adapters.builtin.settings import AttackSettings
-from clp_plugin.bench.budget import ChoiceProtocol
 from clp_plugin.bench.run import make_defense, run_defense, save_defense
 from clp_plugin.cli.commands.attack import AttackRequest, attack_settings, train_record
 from clp_plugin.cli.commands.defend import OUTCOME, slug
-from clp_plugin.cli.console import command_line, emit_json, pick_device, progress_bar, say
+from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.defenses.base import Defense
 from clp_plugin.errors import ClpError, ConfigError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.files.checkpoints import staged_folder, write_text_atomically
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.outcomes import Outcome, load_outcome, save_outcome
-from clp_plugin.types import Metrics, Record
+from clp_plugin.types import ChoiceProtocol, Metrics, Record
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.dhbe.game import Game
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.defenses.shared.training import finite
 from clp_plugin.errors import ConfigError
+from clp_plugin.types import BudgetKind, Progress
 
 # Learning rates fall to a tenth after each of these percentages of the iterations.
 _MILESTONES = (60, 80)

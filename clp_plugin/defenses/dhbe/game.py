@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.dhbe.nets import ImageGenerator, PatchGenerator, add_patches, total_variation
-from clp_plugin.defenses.shared.training import device_of, finite, forward
+from clp_plugin.defenses.shared.training import finite, forward
+from clp_plugin.networks.devices import device_of, seeded
 from clp_plugin.networks.precision import memory_format, resolve
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class Game:
         layout = memory_format(self._dtype, self._device)
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval().to(memory_format=layout)
         self.student = model.requires_grad_(True).train().to(memory_format=layout)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would also seed the GPUs of the caller.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.generator: nn.Module = ImageGenerator(budget.input_shape, options.latent, options.width)
             self.patcher: nn.Module = PatchGenerator(
                 budget.input_shape[0], options.patch, options.latent, options.width

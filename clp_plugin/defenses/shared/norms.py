@@ -11,16 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Budget, BudgetKind, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.choice import Candidate, choose
 from clp_plugin.defenses.shared.options import is_count, require_in_range
-from clp_plugin.defenses.shared.training import Labeled, benign_images, device_of, forward, hold_out
+from clp_plugin.defenses.shared.training import Labeled, benign_images, forward, hold_out
 from clp_plugin.errors import ConfigError
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.devices import device_of
 from clp_plugin.networks.kinds import is_batchnorm
 from clp_plugin.networks.precision import memory_format, resolve
 from clp_plugin.networks.wrappers import unwrap
-from clp_plugin.types import Mask
+from clp_plugin.types import BudgetKind, Mask, Progress
 
 # Of ANP's and RNP's published sweeps, from the weakest pruning to the strongest.
 THRESHOLDS = tuple(step / 20 for step in range(20))

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clp_plugin.defenses.base import Judge, Progress, Repaired
+from clp_plugin.defenses.base import Judge, Repaired
 from clp_plugin.defenses.shared.choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.defenses.shared.norms import affine_norms
-from clp_plugin.defenses.shared.training import device_of
 from clp_plugin.errors import ConfigError, ScoreError
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.devices import device_of
 from clp_plugin.networks.hooks import hooked
 from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.selection.outliers import outliers
-from clp_plugin.types import Floats, ImageSet, Mask
+from clp_plugin.types import Floats, ImageSet, Mask, Progress
 
 _BATCH = 64
 

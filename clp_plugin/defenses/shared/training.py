@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.defenses.base import Budget, Progress
+from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.errors import ConfigError
 from clp_plugin.images import augment
+from clp_plugin.networks.devices import device_of
 from clp_plugin.networks.precision import memory_format, resolve
-from clp_plugin.types import ImageSet
+from clp_plugin.types import ImageSet, Progress
 
 _EVALUATION_BATCH = 512
 
@@ -87,11 +88,6 @@ def part_of(progress: Progress | None, start: int, total: int) -> Progress | Non
         total: Units in all.
     """
     return None if progress is None else lambda done, _: progress(start + done, total)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is."""
-    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def benign_images(budget: Budget, model: nn.Module) -> Labeled:

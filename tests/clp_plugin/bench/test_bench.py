@@ -18,7 +18,7 @@ from torch import nn
 
 from clp_plugin.bench.run import make_defense, run_defense, save_defense
 from clp_plugin.cli.commands.defend import defense_json, slug
-from clp_plugin.defenses.base import Budget, Defense, Progress, Repaired
+from clp_plugin.defenses.base import Budget, Defense, Repaired
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError, RegistryError
 from clp_plugin.evaluation.metrics import evaluate
@@ -29,7 +29,7 @@ from clp_plugin.registry import Catalogue, Entry, load_catalogue
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select
 from clp_plugin.store.outcomes import load_outcome
-from clp_plugin.types import Mask, Record, defense_effectiveness
+from clp_plugin.types import Mask, Progress, Record, defense_effectiveness
 
 
 @dataclass

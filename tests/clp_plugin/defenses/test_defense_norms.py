@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import FrozenBatchNorm2d
 
 from clp_plugin.bench.run import run_defense
-from clp_plugin.defenses.base import Budget, Progress
+from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.shared.norms import (
     THRESHOLDS,
     MaskLearning,
@@ -29,7 +29,7 @@ from clp_plugin.defenses.shared.norms import (
 from clp_plugin.defenses.shared.training import Labeled, accuracy, hold_out, loaded
 from clp_plugin.errors import ConfigError
 from clp_plugin.masking.apply import masked
-from clp_plugin.types import Metrics
+from clp_plugin.types import Metrics, Progress
 
 LAYERS = ("bn1", "bn_sum")
 

@@ -22,7 +22,6 @@ from clp_plugin.defenses.shared.training import (
     SGDTraining,
     accuracy,
     benign_images,
-    device_of,
     finite,
     forward,
     hold_out,
@@ -32,6 +31,7 @@ from clp_plugin.defenses.shared.training import (
     train_with_sgd,
 )
 from clp_plugin.errors import ConfigError
+from clp_plugin.networks.devices import device_of
 
 
 @pytest.fixture(autouse=True)

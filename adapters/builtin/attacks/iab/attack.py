@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.networks.devices import seeded
 
 from ...randomness import Stream, torch_seed
 from ...scene import Scene
@@ -172,7 +173,5 @@ class IAB(Attack):
 
 
 def _untrained(channels: int, out_channels: int, width: int, seed: int) -> UShaped:
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the GPUs of the caller.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return UShaped(channels, out_channels, width)

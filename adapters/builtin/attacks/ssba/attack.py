@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.networks.devices import seeded
 
 from ...randomness import Stream, numpy_generator, torch_seed
 from ..base import Attack, Pixels
@@ -95,8 +96,7 @@ class SSBA(Attack):
                 raise ConfigError(f"ssba: expected {name} to be a whole number from 1 to {_MOST}, found {value!r}")
         recipe = HidingRecipe(epochs, batch_size, lr, image_weight, noise)
         secret = numpy_generator(seed, Stream.TRIGGER).integers(0, 2, size=bits, dtype=np.uint8)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch_seed(seed, Stream.TRIGGER))
+        with seeded(torch_seed(seed, Stream.TRIGGER)):
             encoder = Encoder(input_shape[0], bits, width)
         return cls(secret, encoder.eval(), input_shape, recipe)
 

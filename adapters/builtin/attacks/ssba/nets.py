@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.networks.devices import seeded
 
 from ...randomness import Stream, torch_generator, torch_seed
 
@@ -190,8 +191,7 @@ class _Lesson:
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, device
         channels, height, width = pixels.shape[1:]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch_seed(seed, Stream.PREPARATION))
+        with seeded(torch_seed(seed, Stream.PREPARATION)):
             decoder = Decoder((channels, height, width), encoder.bits, encoder.width)
         self.encoder, self.decoder = encoder.to(device).train(), decoder.to(device).train()
         self.pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)

@@ -1,0 +1,49 @@
+"""Where tensors are, and random numbers that start from a seed there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from clp_plugin.errors import ConfigError
+
+
+def pick_device(name: str) -> str:
+    """A device that works here; ``auto`` is CUDA where there is one.
+
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+
+    Raises:
+        ConfigError: If the device does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
+        ) from error
+    return name
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is."""
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """torch's generators of the CPU and of ``device`` start from ``seed`` inside, and are as before afterwards."""
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not torch.manual_seed, which would also seed the GPUs that the caller uses for something else.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
