@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.many_masks import Judgement, evaluate_masks
 from clp_plugin.evaluation.metrics import require_test_images
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.selection.outliers import select
 from clp_plugin.types import Mask, Progress, Record, Scores
 
@@ -69,7 +69,7 @@ def sweep(
     masks = [select(scores, u) for u in values]
     distinct = {mask.fingerprint(): mask for mask in masks}
     judged = evaluate_masks(
-        copy.deepcopy(record.model),
+        copy_of(record.model),
         record,
         list(distinct.values()),
         device=device,

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
-from torch.utils.hooks import RemovableHandle
 
 from clp_plugin.errors import PairingError
 from clp_plugin.fusion.following import ChannelFollower
 from clp_plugin.fusion.graph import ChannelGraph
-from clp_plugin.networks.hooks import eval_mode, hooked
+from clp_plugin.networks.copying import copy_of, shapes_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 
 
@@ -22,7 +21,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Seq
     """Follow the channels of one run in eval mode.
 
     Args:
-        model: Any module that takes one image batch; its modes, hooks and values are unchanged afterwards.
+        model: Any module that takes one image batch. A copy is run, so that nothing of it changes.
         input_shape: Shape of one image, ``(C, H, W)`` or what the model takes without the batch dimension.
         training_modules: Names of modules whose own flag ``training`` is set during the run (not their children's), to
             reach branches such as auxiliary heads.
@@ -44,34 +43,32 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Seq
 
 
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...], training_modules: Sequence[str]) -> ChannelGraph:
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
-    swapped = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
-    dtype = next((t.dtype for t in named.values() if t.is_floating_point()), torch.float32)
+    network = shapes_of(model)
+    numbers = (t.dtype for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
     with torch.device("meta"):
-        image = torch.empty(shape, dtype=dtype)
-        return _follow(
-            model, lambda: torch.func.functional_call(model, swapped, (image,)), image, training_modules, "meta"
-        )
+        return _follow(network, torch.empty(shape, dtype=next(numbers, torch.float32)), training_modules, "meta")
 
 
 def _run_for_real(model: nn.Module, shape: tuple[int, ...], training_modules: Sequence[str]) -> ChannelGraph:
-    first = next(model.parameters(), torch.empty(0))
+    network = copy_of(model)
+    first = next(network.parameters(), torch.empty(0))
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
-    return _follow(model, lambda: model(image), image, training_modules, "real forward pass")
+    return _follow(network, image, training_modules, "real forward pass")
 
 
-def _follow(model: nn.Module, run: Any, image: torch.Tensor, training_modules: Sequence[str], how: str) -> ChannelGraph:
+def _follow(network: nn.Module, image: torch.Tensor, training_modules: Sequence[str], how: str) -> ChannelGraph:
     follower = ChannelFollower()
     follower.graph.how = how
     follower.add_input(image)
-    with (
-        torch.no_grad(),
-        _modes(model, training_modules),
-        _no_fused_attention(),
-        hooked(_following(model, follower)),
-        follower,
-    ):
-        output = run()
+    network.eval()
+    for name in training_modules:
+        network.get_submodule(name).training = True
+    for name, module in network.named_modules():
+        if is_batchnorm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
+            module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True)
+            module.register_forward_hook(follower.leaving(name, module))
+    with torch.no_grad(), _no_fused_attention(), follower:
+        output = network(image)
     leaves = [t for t in tree_flatten(_plain(output))[0] if isinstance(t, torch.Tensor)]
     follower.graph.outputs = sorted({n for t in leaves for n in follower.parents_of(t)})
     return follower.graph
@@ -83,15 +80,6 @@ def _plain(output: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _modes(model: nn.Module, training_modules: Sequence[str]) -> Iterator[None]:
-    """Eval mode but for the flags asked for; every module's own flag is restored."""
-    with eval_mode(model):
-        for name in training_modules:
-            model.get_submodule(name).training = True
-        yield
-
-
-@contextlib.contextmanager
 def _no_fused_attention() -> Iterator[None]:
     """nn.MultiheadAttention's inference fast path has no meta kernel; the slow path computes the same."""
     before = torch.backends.mha.get_fastpath_enabled()
@@ -100,10 +88,3 @@ def _no_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _following(model: nn.Module, follower: ChannelFollower) -> Iterator[RemovableHandle]:
-    for name, module in model.named_modules():
-        if is_batchnorm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
-            yield module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True)
-            yield module.register_forward_hook(follower.leaving(name, module))

@@ -8,7 +8,6 @@ changed, and the channels that move at the input of its BatchNorm are compared w
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from clp_plugin.fusion.view import FusedView, LinearLayer
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.hooks import hooked
 from clp_plugin.networks.kinds import is_batchnorm
 
@@ -58,7 +58,7 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
         max_perturbed: Number of layers, spread over the network, for experiment 2 (one forward pass each).
         seed: Of the random input, statistics and perturbations.
     """
-    model = copy.deepcopy(view.model).double().eval()
+    model = copy_of(view.model).double().eval()
     modules = dict(model.named_modules())
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn((2, *input_shape), generator=generator, dtype=torch.float64)
@@ -175,7 +175,7 @@ def _feed(modules: dict[str, nn.Module], layer: LinearLayer, affine: tuple[Tenso
 
 def _with_scaled_filters(module: Any, rows: Tensor, gain: Tensor, image: Tensor) -> Tensor:
     """Output of the module with the filters of the given rows multiplied by their gain: the fused kernel."""
-    scaled = copy.deepcopy(module)
+    scaled = copy_of(module)
     scaled._forward_pre_hooks.clear()
     plain = (nn.Conv2d.forward, nn.Linear.forward, nn.Conv1d.forward, nn.Conv3d.forward)
     if type(scaled).forward not in plain or "weight" not in scaled._parameters:

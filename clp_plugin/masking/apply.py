@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from clp_plugin.errors import MaskError, unknown_name
 from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.types import Bools, Mask
@@ -48,7 +48,7 @@ class Undo:
 
 def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> nn.Module:
     """A copy of the bare network with the mask's channels silent; see :func:`apply_mask`."""
-    repaired = copy.deepcopy(unwrap(model))
+    repaired = copy_of(unwrap(model))
     apply_mask(repaired, mask, keep_bias=keep_bias)
     return repaired
 

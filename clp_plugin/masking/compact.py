@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.masking.apply import masked
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.types import Mask
 
 _TOLERANCE = 1e-4  # of float32 logits, relative; removing a channel changes the order of summation
@@ -46,7 +46,7 @@ def compact(view: FusedView, mask: Mask, input_shape: Sequence[int]) -> nn.Modul
 
 def _without_silent_channels(model: nn.Module, layer: LinearLayer, image: torch.Tensor) -> nn.Module:
     """The model without those silent channels of one layer that nothing else needs."""
-    smaller = copy.deepcopy(model)
+    smaller = copy_of(model)
     modules: dict[str, Any] = dict(smaller.named_modules())
     conv = modules[layer.conv[0]]
     pruning = _torch_pruning()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_plugin.errors import PairingError
-from clp_plugin.networks.hooks import eval_mode
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.kinds import CONV_TYPES
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -63,17 +63,19 @@ class _WeightCatcher(TorchDispatchMode):
 
 
 def _used_weight(module: nn.Module) -> Tensor:
-    if isinstance(module, nn.Linear):
-        with torch.no_grad(), eval_mode(module):
-            weight: Tensor = module.weight
+    used = copy_of(module).eval()  # a run may leave something behind: the weight of torch.nn.utils.prune, say
+    stored = next(used.parameters())
+    if isinstance(used, nn.Linear):
+        with torch.no_grad():
+            used(torch.zeros((1, used.in_features), dtype=stored.dtype, device=stored.device))
+            weight: Tensor = used.weight
         return weight
-    conv: Any = module
+    conv: Any = used
     size = [d * (k - 1) + 1 + 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    stored = next(module.parameters())
     image = torch.zeros((1, conv.in_channels, *size), dtype=stored.dtype, device=stored.device)
     catcher = _WeightCatcher()  # type: ignore[no-untyped-call]
-    with torch.no_grad(), eval_mode(module), catcher:
-        module(image)
+    with torch.no_grad(), catcher:
+        used(image)
     if catcher.weight is None:
         raise PairingError(
             f"{type(module).__name__} is a convolution by its class but never calls one: cannot score it"
