@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,8 +55,8 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     for kind, metadata in undated.items():
         path = stem.with_name(f"{stem.name}.{kind}")
 
-        def draw(temporary: Path, kind: str = kind, metadata: dict[str, Any] = metadata) -> None:
-            figure.savefig(temporary, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+        def draw(file: BinaryIO, kind: str = kind, metadata: dict[str, Any] = metadata) -> None:
+            figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
 
         write_atomically(path, draw)
         written.append(path)

@@ -85,7 +85,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ConfigError: If the file cannot be written.
     """
     frame = pd.DataFrame([dict(row) for row in rows])
-    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))
+    write_atomically(path, lambda file: frame.to_csv(file, index=False, lineterminator="\n", errors="backslashreplace"))
 
 
 def _is_fraction(column: str) -> bool:

@@ -51,7 +51,7 @@ def export_defense(
         "num_classes": record.target.num_classes,
         "model": OrderedDict((key, value.detach().cpu().clone()) for key, value in model.state_dict().items()),
     }
-    write_atomically(place / "defense_result.pt", lambda temporary: torch.save(content, temporary))
+    write_atomically(place / "defense_result.pt", lambda file: torch.save(content, file))
     _write_table(place / f"{name}_df_summary.csv", [final])
     if sweep:
         _write_table(place / "u_step_df.csv", sweep)
@@ -62,4 +62,4 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
     columns = [key for key in COLUMNS if key in rows[0]]
     frame = pd.DataFrame([{COLUMNS[key]: row[key] for key in columns} for row in rows])
-    write_atomically(path, lambda temporary: frame.to_csv(temporary))
+    write_atomically(path, frame.to_csv)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
 from clp_plugin.errors import RecordError
@@ -133,7 +133,7 @@ def write_record(
 
 def _save_arrays(arrays: dict[str, NDArray[Any]], file: Path) -> None:
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(file, lambda temporary: save_file(whole, str(temporary)))
+    write_atomically(file, lambda file: file.write(save(whole)))
 
 
 def read_description(path: Path) -> Description:

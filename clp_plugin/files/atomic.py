@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import io
 import json
 import math
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-from clp_plugin.errors import ConfigError
+from clp_plugin.files import places
+from clp_plugin.files.locks import NEW, OLD, beside, claimed
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
-def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
-    """Let ``writer`` fill a temporary file beside ``path``, then move it there in one step.
+def write_atomically(path: Path, writer: Callable[[BinaryIO], object]) -> None:
+    """Let ``writer`` fill a hidden file beside ``path``, then move it there in one step.
 
-    A reader sees the old file or the new one, never half of it. Missing folders are made.
+    A reader sees the old file or the new one, never half of it. Links are followed; missing folders are made.
 
     Args:
         path: The file to write.
-        writer: Called with the temporary path, which has the suffix of ``path``.
+        writer: Called with the hidden file, open for writing bytes.
 
     Raises:
-        ConfigError: If the folder cannot be written or ``path`` is a folder.
+        ConfigError: If the place cannot be written, holds something else than a file, or an input of this run.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        usual = temporary.stat().st_mode  # safetensors would leave files that only their owner can read
-        writer(temporary)
-        temporary.chmod(usual)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    place = places.place_for_file(path)
+    temporary = beside(place, NEW)
+    with places.refusals_told(path), claimed(place):
+        places.step("write", temporary)
+        disk = _Disk(temporary, "wb")
+        try:
+            with io.BufferedWriter(disk) as file:
+                writer(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except Exception as error:
+            if disk.refusal is not None:
+                raise disk.refusal from error
+            raise
+        places.step("replace", place)
+        temporary.replace(place)
+        _sync(place.parent)
+
+
+class _Disk(io.FileIO):
+    """A file that remembers what the disk refused, as torch raises a RuntimeError of its own instead."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 in one step."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+    """Write ``text`` as UTF-8 in one step; what is left of a file name that is no text is written as ``\\udcff``."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json_atomically(path: Path, obj: object) -> None:
@@ -66,58 +83,49 @@ def finite(obj: object) -> object:
     return obj
 
 
-@contextlib.contextmanager
-def staged_folder(destination: Path) -> Iterator[Path]:
-    """A new folder beside ``destination`` to be filled; when the block ends well it takes that place in one step.
-
-    A folder that stands there already is set aside first and deleted last; if the block fails, nothing has changed.
-
-    Args:
-        destination: The folder to make or to replace. Missing parents are made.
+def delete(path: Path) -> None:
+    """Delete a file that this package wrote, if it is there.
 
     Raises:
-        ConfigError: If the place cannot be written.
+        ConfigError: If it cannot be deleted.
     """
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _finish_interrupted(destination)
-        staged = Path(tempfile.mkdtemp(prefix=f".{destination.name}.new-", dir=destination.parent))
-        staged.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's only
-    except OSError as error:
-        raise _cannot_write(destination, error) from error
-    try:
+    places.step("delete", path)
+    with places.refusals_told(path):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path) -> Iterator[Path]:
+    """A hidden folder beside ``destination`` to be filled; when the block ends well it takes that place in one step.
+
+    A folder that stands there already is set aside first and deleted last; if the block fails, nothing has changed.
+    Only one run at a time fills a folder for the same destination; another one waits, and says so.
+
+    Args:
+        destination: The folder to make or to replace. Links are followed; missing parents are made.
+
+    Raises:
+        ConfigError: If the place cannot be written, or holds something else than a folder, or an input of this run.
+    """
+    place = places.place_for_folder(destination)
+    staged = beside(place, NEW)
+    with places.refusals_told(destination), claimed(place):
+        places.step("stage", staged)
+        staged.mkdir()
         yield staged
-        _swap(staged, destination)
-    except OSError as error:
-        raise _cannot_write(destination, error) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if place.exists():
+            places.step("set aside", place)
+            place.rename(beside(place, OLD))
+        places.step("put in place", place)
+        staged.rename(place)
+        _sync(place.parent)
 
 
-def _swap(staged: Path, destination: Path) -> None:
-    aside = destination.with_name(f".{destination.name}.old")
-    if destination.exists():
-        destination.rename(aside)
-    staged.rename(destination)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _finish_interrupted(destination: Path) -> None:
-    """What a killed run left: the old folder set aside, when the new one had not yet taken its place, goes back."""
-    aside = destination.with_name(f".{destination.name}.old")
-    if aside.is_dir() and not destination.exists():
-        aside.rename(destination)
-    shutil.rmtree(aside, ignore_errors=True)
-    for left in destination.parent.glob(f".{glob.escape(destination.name)}.new-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _cannot_write(path: Path, error: OSError) -> ConfigError:
-    reason = error.strerror or str(error)
-    return ConfigError(f"cannot write {path}: {reason}; choose another place or make it writable")
+def _sync(folder: Path) -> None:
+    """A new name survives a crash of the machine once its folder is on disk; not every system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -58,13 +58,13 @@ def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
     # A copy of each: safetensors refuses shared memory, and torch.save would store all that a view looks into.
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state_dict.items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        write_atomically(path, lambda temporary: save_file(tensors, str(temporary), metadata={"format": "pt"}))
+        write_atomically(path, lambda file: file.write(save(tensors, metadata={"format": "pt"})))
     else:
         import torch
 
-        write_atomically(path, lambda temporary: torch.save(tensors, temporary))
+        write_atomically(path, lambda file: torch.save(tensors, file))
 
 
 def fit_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *, where: str) -> None:

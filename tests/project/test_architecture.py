@@ -48,6 +48,8 @@ LIGHT = {
     "store.outcomes",
     "types",
     "files.atomic",
+    "files.locks",
+    "files.places",
     "imports",
     "cli.commands.listing",
 }

@@ -116,7 +116,7 @@ class _Keeper:
         if self.path is None:
             return
         state = self.run.state()
-        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        write_atomically(self.path, lambda file: torch.save(state, file))
         self.last = time.monotonic()
 
     def restore(self) -> None:

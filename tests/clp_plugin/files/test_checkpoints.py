@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import pickle
 import warnings
@@ -22,9 +21,6 @@ from clp_plugin.files.checkpoints import (
     fit_state_dict,
     load_checkpoint,
     save_weights,
-    write_atomically,
-    write_json_atomically,
-    write_text_atomically,
 )
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 
@@ -310,39 +306,3 @@ def test_refused_weights_leave_the_model_as_it_was() -> None:
     with pytest.raises(CheckpointError):
         fit_state_dict(model, nn.Sequential(nn.Conv2d(3, 4, 3).half()).state_dict(), where="x")
     assert same(dict(model.state_dict()), dict(net().state_dict()))
-
-
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    write_text_atomically(path, "old")
-
-    def half_way(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, half_way)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_written_file_has_ordinary_permissions_and_new_folders_are_made(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "x.txt"
-    write_text_atomically(path, "grüße\n")
-    (tmp_path / "plain").touch()
-    assert path.read_bytes() == "grüße\n".encode()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_write_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot write .*x.txt"):
-        write_text_atomically(tmp_path / "file" / "x.txt", "")
-    with pytest.raises(ConfigError, match=r"cannot write"):
-        write_text_atomically(tmp_path, "")
-
-
-def test_json_has_null_for_numbers_it_cannot_say(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json_atomically(path, {"a": [1.5, float("nan")], "b": (float("inf"), {"c": "ß"})})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None], "b": [None, {"c": "ß"}]}
