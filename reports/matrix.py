@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from clp_plugin.errors import ConfigError
 
 from ._style import SMALL, new_figure
+from .ranking import REMOVED_ACC_DROP, REMOVED_ASR, TOOK, has_backdoor
 from .tables import method_labels
 
-REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
-TOOK = 0.1  # ASR above the base rate: below that there is no backdoor to be removed
 _REMOVED_TITLE = (
     f"Of the records on which the attack took (ASR at least {100 * TOOK:g} points above base), those on which ASR falls to "
     f"{100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy; and means over those on which "
@@ -46,7 +45,7 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
         "triggered images it already classifies as the attacker wants: an ASR near it is not the trigger's doing."
     )
     parts = [f"{head}\n\n{_table(_pairs(done))}"]
-    took = done[done["before_asr"] - done["before_base_rate"] >= TOOK]
+    took = done[has_backdoor(done)]
     if len(took):
         parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(took), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")

@@ -1,0 +1,200 @@
+"""Who repairs better, and whether the records at hand can tell: methods against methods over many records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from clp_plugin.errors import ConfigError, unknown_name
+
+from .tables import method_labels
+
+REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
+TOOK = 0.1  # ASR above the base rate: below that there is no backdoor to be removed
+REMOVED = (
+    f"removed: ASR falls to {100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy, on "
+    f"records whose attack took (ASR at least {100 * TOOK:g} points above the base rate)"
+)
+Metric = Literal["der", "after_acc", "after_asr", "after_ra"]
+_HIGHER_IS_BETTER: Mapping[Metric, bool] = {"der": True, "after_acc": True, "after_asr": False, "after_ra": True}
+_MEASURED = (
+    "before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another on the records that both were run on.
+
+    Attributes:
+        first: Label of the one method.
+        second: Label of the other method.
+        records: Number of attacked models that both were run on.
+        wins: Number of them on which the first is better by more than half a percentage point.
+        losses: Number of them on which the second is better by more than half a percentage point.
+        difference: Mean over records of first minus second, in the metric's own unit, a fraction.
+        low: Lower end of the 95 % interval of that mean, by a bootstrap over records.
+        high: Upper end of the same interval.
+        better: The label of the better method, or None where the interval holds 0 and the records cannot tell.
+    """
+
+    first: str
+    second: str
+    records: int
+    wins: int
+    losses: int
+    difference: float
+    low: float
+    high: float
+    better: str | None
+
+    @property
+    def ties(self) -> int:
+        """Number of records on which the two are within half a percentage point of each other."""
+        return self.records - self.wins - self.losses
+
+    def statement(self, metric: Metric) -> str:
+        """What the records say of the two methods, in one sentence."""
+        numbers = (
+            f"{100 * self.difference:+.1f} points of {metric.removeprefix('after_').upper()} on average "
+            f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}), "
+            f"{self.wins} wins, {self.ties} ties, {self.losses} losses on {self.records} records"
+        )
+        if self.better is None:
+            return f"{self.first} or {self.second}: these records cannot tell; {self.first} has {numbers}"
+        worse = self.second if self.better == self.first else self.first
+        return f"{self.better} is better than {worse}: {self.first} has {numbers}"
+
+
+def per_record(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average what was run several times, so that each attacked model counts once for each method.
+
+    Args:
+        frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them; failed ones are left out.
+
+    Returns:
+        One row for each pair of attacked model (its SHA-256 and record) and method: ``label, sha256, record, attack,
+        architecture, dataset``, and the means over seeds and options of the metrics, as fractions, and of ``seconds``.
+    """
+    done = frame[frame["after_acc"].notna()] if len(frame) else frame
+    done = done.assign(label=method_labels(done)).astype(dict.fromkeys(_MEASURED, float))
+    facts = ["sha256", "record", "attack", "architecture", "dataset"]
+    return done.groupby(["label", *facts], sort=False, dropna=False)[list(_MEASURED)].mean().reset_index()
+
+
+def leaderboard(frame: pd.DataFrame, *, sort: Metric = "der") -> pd.DataFrame:
+    """Rank methods by their means over attacked models.
+
+    Args:
+        frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
+        sort: The metric that orders the rows, the best method first.
+
+    Returns:
+        One row a method: ``label, records`` (attacked models on which the attack took), ``acc, asr, ra, der, seconds`` (means
+        over these, fractions), ``removed`` (number of them), ``base_rate`` and ``before_acc, before_asr`` of the same models,
+        ``spread`` (the largest range of ASR over runs of one method on one model), ``idle_records`` (models without a working
+        backdoor: clean ones, or ones on which the attack failed) and ``idle_acc_drop`` (mean loss of accuracy on those).
+
+    Raises:
+        ConfigError: If no outcome has metrics, or the metric is unknown.
+    """
+    if sort not in _HIGHER_IS_BETTER:
+        raise ConfigError(unknown_name("metric", sort, _HIGHER_IS_BETTER))
+    runs = per_record(frame)
+    if not len(runs):
+        raise ConfigError("a leaderboard needs at least one outcome with metrics, found none; run some methods first")
+    took = has_backdoor(runs)
+    spread = _spread(frame)
+    rows = [_row(str(label), own, took[own.index], spread) for label, own in runs.groupby("label", sort=False)]
+    key = sort.removeprefix("after_")
+    return pd.DataFrame(rows).sort_values(
+        [key, "label"], ascending=[not _HIGHER_IS_BETTER[sort], True], ignore_index=True
+    )
+
+
+def has_backdoor(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Tell the rows whose attacked model has a backdoor that works: an ASR well above the base rate."""
+    return (runs["before_asr"] - runs["before_base_rate"].fillna(0.0)) >= TOOK
+
+
+def compare_methods(
+    frame: pd.DataFrame, *, metric: Metric = "der", resamples: int = 10_000, seed: int = 0
+) -> list[Comparison]:
+    """Compare every pair of methods on the records that both were run on, by a paired bootstrap over records.
+
+    Records are the clusters: runs of one method on one record are averaged first, so that many seeds do not pass for many
+    records.
+
+    Args:
+        frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
+        metric: What is compared.
+        resamples: Number of resampled sets of records.
+        seed: Seed of the resampling.
+
+    Returns:
+        One comparison a pair with at least two records in common, in the order of the methods' first appearance.
+
+    Source:
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile intervals.
+    """
+    runs = per_record(frame)
+    if not len(runs):
+        return []
+    runs = runs[has_backdoor(runs)]
+    table = runs.pivot_table(index=["sha256", "record"], columns="label", values=metric, sort=False)
+    generator = np.random.default_rng(seed)
+    found = []
+    for first, second in combinations(map(str, table.columns), 2):
+        both = (table[first] - table[second]).dropna().to_numpy(float)
+        if len(both) >= 2:
+            found.append(_compared(first, second, both, metric, resamples, generator))
+    return found
+
+
+def _compared(
+    first: str, second: str, both: np.ndarray, metric: Metric, resamples: int, generator: np.random.Generator
+) -> Comparison:
+    drawn = generator.integers(len(both), size=(resamples, len(both)))
+    low, high = np.quantile(both[drawn].mean(axis=1), (0.025, 0.975))
+    gain = both if _HIGHER_IS_BETTER[metric] else -both
+    better = None
+    if low > 0 or high < 0:
+        better = first if gain.mean() > 0 else second
+    wins, losses = int((gain > 0.005).sum()), int((gain < -0.005).sum())
+    return Comparison(first, second, len(both), wins, losses, float(both.mean()), float(low), float(high), better)
+
+
+def _row(label: str, own: pd.DataFrame, took: pd.Series[bool], spread: Mapping[str, float]) -> dict[str, object]:
+    attacked, idle = own[took], own[~took]
+    removed = (attacked["after_asr"] <= REMOVED_ASR) & (
+        attacked["before_acc"] - attacked["after_acc"] <= REMOVED_ACC_DROP
+    )
+    return {
+        "label": label,
+        "records": len(attacked),
+        "before_acc": attacked["before_acc"].mean(),
+        "before_asr": attacked["before_asr"].mean(),
+        "base_rate": attacked["before_base_rate"].mean(),
+        "acc": attacked["after_acc"].mean(),
+        "asr": attacked["after_asr"].mean(),
+        "ra": attacked["after_ra"].mean(),
+        "der": attacked["der"].mean(),
+        "removed": int(removed.sum()),
+        "seconds": own["seconds"].mean(),
+        "spread": spread.get(label, 0.0),
+        "idle_records": len(idle),
+        "idle_acc_drop": (idle["before_acc"] - idle["after_acc"]).mean(),
+    }
+
+
+def _spread(frame: pd.DataFrame) -> dict[str, float]:
+    """Label to the largest range of ASR over the runs of one method on one attacked model."""
+    done = frame[frame["after_acc"].notna()]
+    done = done.assign(label=method_labels(done), asr=done["after_asr"].astype(float))
+    ranges = done.groupby(["label", "sha256", "record"], dropna=False)["asr"].agg(lambda each: each.max() - each.min())
+    return {str(label): float(value) for label, value in ranges.groupby(level="label").max().items()}
