@@ -14,9 +14,10 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from clp_plugin.files.pickles import plain_containers_allowed
+from clp_plugin.files.torch_files import read_pickle_checkpoint, read_torch_stream
 
 _PRETRAINED = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "convnext_tiny", "vgg19_bn")
 _FACTORIES = (
@@ -88,7 +89,7 @@ def accept_option_values(types_of_options: Mapping[str, Callable[[str], Any]]) -
 
 
 def load_without_running_pickles(*, trust: bool) -> None:
-    """Let ``torch.load`` read plain containers only, and to the CPU where there is no GPU.
+    """Let ``torch.load`` read plain containers only, by this package's own reader: to the CPU unless told where to.
 
     Args:
         trust: Let it run whatever a pickle asks for, unless the script itself says otherwise.
@@ -98,14 +99,26 @@ def load_without_running_pickles(*, trust: bool) -> None:
     load = torch.load
 
     def bridged(file: Any, map_location: Any = None, *args: Any, weights_only: bool | None = None, **facts: Any) -> Any:
-        if map_location is None and not torch.cuda.is_available():
-            map_location = "cpu"
-        with plain_containers_allowed():
-            return load(
-                file, map_location, *args, weights_only=not trust if weights_only is None else weights_only, **facts
-            )
+        if trust if weights_only is None else not weights_only:
+            where = "cpu" if map_location is None and not torch.cuda.is_available() else map_location
+            return load(file, where, *args, weights_only=False, **facts)
+        content = read_torch_stream(file) if hasattr(file, "read") else read_pickle_checkpoint(Path(file))
+        return _placed(content, map_location) if isinstance(map_location, (str, torch.device)) else content
 
     torch.load = bridged  # type: ignore[assignment]
+
+
+def _placed(value: Any, device: Any) -> Any:
+    """The same containers with their tensors on a device."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return type(value)((key, _placed(item, device)) for key, item in value.items())
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_placed(item, device) for item in value)
+    return value
 
 
 def give_loader_iterators_next() -> None:

@@ -2,87 +2,285 @@
 
 from __future__ import annotations
 
-import re
-import warnings
+import io
+import math
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
 
 from clp_plugin.errors import CheckpointError
-from clp_plugin.files.pickles import foreign_globals, plain_containers_allowed
+from clp_plugin.files.pickles import ForeignGlobalsError, Maker, NotPlainError, load_plain
+from clp_plugin.files.reading import open_regular
 
-# torch names what it refused in the middle of a long text about its own options.
-_REFUSED_TYPE = re.compile(r"but got <class '([\w.]+)'>")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_TRUST = "If you have read the file and know its source, pass --trust"
+_ZIP = b"PK\x03\x04"
+_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_COUNT_BYTES = 8
+_LARGEST_HEADER = 16 << 20  # of safetensors: 100,000 names take 10 MiB
+_STORAGES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64",
+}  # fmt: skip
 
 
 def read_pickle_checkpoint(path: Path, *, trust: bool = False) -> object:
     """The object stored in a checkpoint file, on the CPU.
 
-    Tensors, plain containers and numeric numpy arrays load; a file that names any other global is refused unread.
+    Dense tensors, plain containers and numeric numpy arrays load; a file that names any other global is refused, and
+    nothing in it is run. Checksums are verified where the file has them. Parameters load as tensors.
 
     Args:
         path: A file written by torch.save (any format), or ``.safetensors``.
-        trust: Also run whatever the pickle asks for. Only for files whose content is known.
+        trust: Also run whatever the pickle asks for, by torch's own unpickling. Only for files whose content is known.
 
     Raises:
-        CheckpointError: If the file is missing, empty, a folder, unreadable, damaged, or needs ``trust``.
+        CheckpointError: If the file is missing, empty, no ordinary file, unreadable, damaged, declares more than it
+            holds, or needs ``trust``.
     """
     path = Path(path)
-    _require_file(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    import torch
-
-    try:
-        with plain_containers_allowed(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and storages, nothing a user can act on
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # torch, pickle and zip raise a dozen types on bad files
-        raise CheckpointError(_explain(path, error, trust=trust)) from error
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; expected a checkpoint file (.pt, .pth or .safetensors)")
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise CheckpointError(f"{path} is empty (0 bytes); copy or download the checkpoint again")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    with open_regular(path, raises=CheckpointError, expected="a checkpoint file (.pt, .pth or .safetensors)") as file:
+        size = file.seek(0, 2)
+        if not size:
+            raise CheckpointError(f"{path} is empty (0 bytes); copy or download the checkpoint again")
+        file.seek(0)
+        try:
+            return _read(path, file, size, trust=trust)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except ForeignGlobalsError as error:
+            raise CheckpointError(_foreign(path, error.names)) from error
+        except NotPlainError as error:
+            raise CheckpointError(f"{path} was not loaded: it {error}. {_TRUST}") from error
+        except Exception as error:  # torch, pickle and zip raise a dozen types on bad files
+            advice = "; if it holds pickled classes, the code that defines them must be importable" if trust else ""
+            raise CheckpointError(_damaged(path, size, error) + advice) from error
 
 
-def _read_safetensors(path: Path) -> object:
-    from safetensors.torch import load_file
+def read_torch_stream(file: IO[bytes]) -> object:
+    """As :func:`read_pickle_checkpoint`, from a stream that can be read and wound back; never trusting.
 
-    try:
-        return load_file(str(path))
-    except Exception as error:
-        raise CheckpointError(_damaged(path, error)) from error
-
-
-def _explain(path: Path, error: Exception, *, trust: bool) -> str:
-    if trust:
-        return f"{_damaged(path, error)}; if it holds pickled classes, the code that defines them must be importable"
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript archive, which holds code; nothing was run. Read it first, then pass --trust"
-    found = foreign_globals(path) or _REFUSED_TYPE.findall(str(error))
-    if not found:
-        return _damaged(path, error)
-    others = ", ".join(found[1:4]) + ", ..." * (len(found) > 4)
-    more = f" (and {len(found) - 1} more: {others})" if len(found) > 1 else ""
-    return (
-        f"{path} was not loaded, and nothing in it was run: its pickle asks for the global {found[0]}{more}; expected "
-        "tensors, numbers and plain containers only. If you have read the file and know its source, pass --trust"
-    )
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: {first_line(error)}. Expected a whole "
-        "file written by torch.save or safetensors; it may be truncated"
-    )
+    Raises:
+        ForeignGlobalsError: If its pickle asks for more than plain data.
+        Exception: Any other, if it is damaged.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    budget = _Budget(size)
+    start = file.read(len(_ZIP))
+    file.seek(0)
+    return _read_zip(file, budget) if start == _ZIP else _read_legacy(file, budget)
 
 
 def first_line(error: Exception) -> str:
     """What torch says of an error, without its advice."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _read(path: Path, file: IO[bytes], size: int, *, trust: bool) -> object:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, file, size)
+    if not trust:
+        return read_torch_stream(file)
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols and storages, nothing a user can act on
+        return torch.load(file, map_location="cpu", weights_only=False)
+
+
+def _read_safetensors(path: Path, file: IO[bytes], size: int) -> object:
+    from safetensors.torch import load_file
+
+    header = int.from_bytes(file.read(8), "little")
+    if header > min(size, _LARGEST_HEADER):
+        raise ValueError(f"declares a header of {header} bytes")
+    return load_file(path)
+
+
+def _foreign(path: Path, names: list[str]) -> str:
+    others = ", ".join(names[1:4]) + ", ..." * (len(names) > 4)
+    more = f" (and {len(names) - 1} more: {others})" if len(names) > 1 else ""
+    return (
+        f"{path} was not loaded, and nothing in it was run: its pickle asks for the global {names[0]}{more}; expected "
+        f"dense tensors, numbers and plain containers only. {_TRUST}"
+    )
+
+
+def _damaged(path: Path, size: int, error: Exception) -> str:
+    return (
+        f"{path} ({size} bytes) cannot be read as a checkpoint: {first_line(error)}. Expected a whole file written by "
+        "torch.save or safetensors; it may be truncated"
+    )
+
+
+class _Budget:
+    """What a file may make of itself in memory: tensors that share storages are legitimate, terabytes from kilobytes not."""
+
+    def __init__(self, size: int) -> None:
+        self.left = 8 * size + (16 << 20)
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("declares more data than it holds")
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    dtype: torch.dtype
+
+
+def _read_zip(file: IO[bytes], budget: _Budget) -> object:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if "constants.pkl" in members:
+            raise CheckpointError("a TorchScript archive holds code; nothing was run. Read it first, then pass --trust")
+        if "data.pkl" not in members:
+            raise ValueError("the zip archive holds no data.pkl")
+        for info in members.values():
+            budget.take(info.file_size)
+            if not info.CRC:  # torch can be told to compute none
+                del info.CRC
+        _require_little_endian("byteorder" not in members or archive.read(members["byteorder"]) == b"little")
+        storages: dict[str, Tensor] = {}
+
+        def storage(identifier: object) -> Tensor:
+            dtype, key, count = _storage_id(identifier)
+            if key not in storages:
+                info = members[f"data/{key}"]
+                storages[key] = _reserved(info.file_size)
+                with archive.open(info) as member:
+                    _fill(storages[key], member)
+            return _elements(storages[key], dtype, count)
+
+        pickled = io.BytesIO(archive.read(members["data.pkl"]))
+        return load_plain(pickled, globals_=_torch_globals(budget), storage=storage)
+
+
+def _read_legacy(file: IO[bytes], budget: _Budget) -> object:
+    """Five pickles in a row (magic number, protocol, system, the object, keys of storages), then the storages."""
+    stream = io.BytesIO(file.read())
+    if load_plain(stream) != _LEGACY_MAGIC or load_plain(stream) != _LEGACY_PROTOCOL:
+        raise ValueError("it was not written by torch.save")
+    system = load_plain(stream)
+    _require_little_endian(not isinstance(system, dict) or system.get("little_endian") is not False)
+    storages: dict[str, Tensor] = {}
+
+    def storage(identifier: object) -> Tensor:
+        dtype, key, count = _storage_id(identifier)
+        if key not in storages:
+            budget.take(count * dtype.itemsize)
+            storages[key] = _reserved(count * dtype.itemsize)
+        return _elements(storages[key], dtype, count)
+
+    content = load_plain(stream, globals_=_torch_globals(budget), storage=storage)
+    keys = load_plain(stream)
+    if not isinstance(keys, list) or set(keys) != storages.keys() or len(keys) != len(storages):
+        raise ValueError("its list of storages does not name those of its tensors")
+    for key in keys:
+        stream.seek(_COUNT_BYTES, io.SEEK_CUR)  # the number of elements, which the pickle has given
+        _fill(storages[key], stream)
+    return content
+
+
+def _require_little_endian(is_little: bool) -> None:
+    if not is_little:
+        raise ValueError("it was written on a big-endian machine; convert it there")
+
+
+def _storage_id(identifier: object) -> tuple[torch.dtype, str, int]:
+    """``("storage", type, key, device, count)``; the legacy format adds views, of which today's torch writes none."""
+    if isinstance(identifier, tuple) and len(identifier) in (5, 6) and identifier[5:] in ((), (None,)):
+        _, kind, key, _, count = identifier[:5]
+        if isinstance(kind, _StorageType) and isinstance(key, str) and type(count) is int and 0 <= count < 2**63:
+            return kind.dtype, key, count
+    raise ValueError("a reference to a storage is damaged")
+
+
+def _reserved(size: int) -> Tensor:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _fill(raw: Tensor, source: IO[bytes]) -> None:
+    content = source.read(raw.numel())
+    if len(content) != raw.numel():
+        raise ValueError(f"a storage of {raw.numel()} bytes ends after {len(content)}")
+    raw.numpy()[:] = np.frombuffer(content, dtype=np.uint8)
+
+
+def _elements(raw: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    if count * dtype.itemsize > raw.numel():
+        raise ValueError(f"a storage of {raw.numel()} bytes is said to hold {count} elements of {dtype}")
+    return raw[: count * dtype.itemsize].view(dtype)
+
+
+def _torch_globals(budget: _Budget) -> dict[str, object]:
+    """What stands for the globals of torch that dense tensors need."""
+    import torch
+
+    def tensor(flat: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
+        if any(rest[2:]):
+            raise ValueError("a tensor that is conjugated or negated when it is read is not supported")
+        return _strided(flat, offset, size, stride, budget)
+
+    def tensor_of_bytes(flat: Tensor, offset: object, size: object, stride: object, *rest: object) -> Tensor:
+        return tensor(flat.view(rest[2]), offset, size, stride)  # type: ignore[call-overload]
+
+    def of_type(function: object, _: object, arguments: tuple[object, ...], *__: object) -> object:
+        if not isinstance(function, Maker):
+            raise ValueError("a tensor is made by no function")
+        return function.make(*arguments)
+
+    storages = {
+        f"{home}.{name}Storage": _StorageType(getattr(torch, dtype))
+        for home in ("torch", "torch.cuda")
+        for name, dtype in _STORAGES.items()
+    }
+    return {
+        **storages,
+        **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+        "torch.storage.UntypedStorage": _StorageType(torch.uint8),
+        "torch.Size": Maker(torch.Size),
+        "torch.device": Maker(torch.device),
+        "torch.Tensor": "torch.Tensor",
+        "torch.nn.parameter.Parameter": "torch.nn.parameter.Parameter",
+        "torch._utils._rebuild_tensor": Maker(tensor),
+        "torch._utils._rebuild_tensor_v2": Maker(tensor),
+        "torch._utils._rebuild_tensor_v3": Maker(tensor_of_bytes),
+        "torch._utils._rebuild_parameter": Maker(lambda data, *_: data),
+        "torch._utils._rebuild_parameter_with_state": Maker(lambda data, *_: data),
+        "torch._tensor._rebuild_from_type_v2": Maker(of_type),
+    }
+
+
+def _strided(flat: object, offset: object, size: object, stride: object, budget: _Budget) -> Tensor:
+    """A view into a storage, none of whose elements lie outside of it."""
+    import torch
+
+    if not (
+        isinstance(flat, torch.Tensor)
+        and isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and len(size) == len(stride) <= 64
+        and type(offset) is int
+        and all(type(number) is int and 0 <= number < 2**63 for number in (offset, *size, *stride))
+    ):
+        raise ValueError("the shape of a tensor is damaged")
+    count = math.prod(size)
+    last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+    if count and last >= flat.numel():
+        raise ValueError(f"a tensor of shape {size} reaches beyond its storage of {flat.numel()} elements")
+    budget.take(count * flat.itemsize)
+    return flat.as_strided(size, stride, offset)

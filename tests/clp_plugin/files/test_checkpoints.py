@@ -75,16 +75,6 @@ def test_other_functions_of_the_same_numpy_module_are_refused_by_name(tmp_path: 
         read_pickle_checkpoint(path)
 
 
-def test_allow_list_is_taken_back_after_loading(tmp_path: Path) -> None:
-    path = tmp_path / "array.pt"
-    torch.save({"index": np.arange(3)}, path)
-    before = torch.serialization.get_safe_globals()
-    read_pickle_checkpoint(path)
-    assert set(torch.serialization.get_safe_globals()) == set(before)
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path, weights_only=True)
-
-
 @pytest.mark.parametrize("home", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_numpy_arrays_and_scalars_of_both_numpy_generations_load(tmp_path: Path, home: bytes) -> None:
     path = tmp_path / "arrays.pt"
@@ -111,10 +101,10 @@ def test_object_arrays_cannot_smuggle_a_payload(tmp_path: Path) -> None:
     assert not victim.exists()
 
 
-@pytest.mark.parametrize(("array", "named"), [(np.array(["a"]), "StrDType"), (np.array(["a", 1], "O"), "ObjectDType")])
-def test_arrays_that_are_not_numbers_are_refused_by_name(tmp_path: Path, array: Any, named: str) -> None:
+@pytest.mark.parametrize(("array", "kind"), [(np.array(["a"]), "U1"), (np.array(["a", 1], "O"), "O8")])
+def test_arrays_that_are_not_numbers_are_refused_by_type(tmp_path: Path, array: Any, kind: str) -> None:
     torch.save({"names": array}, tmp_path / "names.pt")
-    with pytest.raises(CheckpointError, match=rf"global numpy\.dtypes\.{named}.*--trust"):
+    with pytest.raises(CheckpointError, match=rf"array of type '{kind}', not of numbers.*--trust"):
         read_pickle_checkpoint(tmp_path / "names.pt")
 
 
