@@ -73,7 +73,7 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
         )
 
     def records(self, root: Path) -> Iterator[RecordListing]:
-        for path in sorted(child for child in root.glob("*") if child.is_dir() and self.sniff(child)):
+        for path in sorted(child for child in root.glob("[!.]*") if child.is_dir() and self.sniff(child)):
             if (path / FILE).is_file():
                 yield RecordListing(path, _summary(path), complete=True)
             else:

@@ -60,7 +60,7 @@ class BackdoorBench(
         found = checkout.find_checkout(BACKDOORBENCH, root)
         path = found.root / "record" / name
         if not path.is_dir():
-            there = sorted(item.name for item in (found.root / "record").glob("*") if self.sniff(item))
+            there = sorted(item.name for item in (found.root / "record").glob("[!.]*") if self.sniff(item))
             raise RecordError(
                 f"no record {name!r} in {path.parent} (found by {found.found_by}); there: {', '.join(there) or 'none'}"
             )
@@ -129,7 +129,7 @@ class BackdoorBench(
         defense = DEFENSES.get(method)
         folder = record / "defense" / (defense.folder if defense else method)
         if not (folder / RESULT).is_file():
-            there = sorted(item.parent.name for item in (record / "defense").glob(f"*/{RESULT}"))
+            there = sorted(item.parent.name for item in (record / "defense").glob(f"[!.]*/{RESULT}"))
             raise RecordError(f"{folder}: no {RESULT}; results there are: {', '.join(there) or 'none'}")
         return ToolboxResult(
             model=read_model(folder, options=settings, trust=trust),

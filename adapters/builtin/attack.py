@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import RecordError
-from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.files.atomic import delete, write_json_atomically
+from clp_plugin.files.locks import claimed
 from clp_plugin.networks.devices import pick_device, seeded
 from clp_plugin.networks.precision import resolve
 from clp_plugin.records.adapter import TRAINING_SAMPLE
@@ -25,13 +28,65 @@ from .datasets import Dataset, load_dataset
 from .models.build import build
 from .poisoning import Parts, TriggerHook, clean_training_set, poisoned_training_set, record_images, split
 from .randomness import Stream, torch_seed
-from .record_files import DESCRIPTION, UNFINISHED, write_record
+from .record_files import (
+    DESCRIPTION,
+    IMAGES,
+    TRIGGER,
+    UNFINISHED,
+    WEIGHTS,
+    read_description,
+    require_files,
+    write_record,
+)
 from .scene import Scene, preparation_seed
 from .settings import AttackSettings
 from .training.train import Progress, train
 
 CHECKPOINT = "training.pt"
 _RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
+
+
+@contextlib.contextmanager
+def attacked(
+    settings: AttackSettings,
+    out: Path,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+    attack_type: type[Attack] | None = None,
+    reuse: bool = False,
+) -> Iterator[None]:
+    """Train an attacked model and store it as a record, which counts as unfinished until the block ends well.
+
+    A run that was killed, or whose block was, goes on where it stopped.
+
+    Args:
+        settings: What to attack, and how.
+        out: The record's folder.
+        device: Where to train; not part of the settings.
+        force: Replace a complete record, and drop an unfinished one of other settings. The old record stays readable
+            until the new one is trained.
+        progress: Called while training.
+        attack_type: The class behind ``settings.method``, where it is not one of ours.
+        reuse: Use a complete record of these very settings, and wait for another run that is making it.
+
+    Raises:
+        ConfigError: If the settings are impossible, the training diverges, or another run has ``out``.
+        RecordError: If the data set cannot be read, or ``out`` holds a record, another unfinished run, or foreign files.
+    """
+    device = pick_device(device)
+    unfinished = out / UNFINISHED
+    with claimed(out, wait=reuse):
+        if force or not (is_finished(settings, out) and (reuse or unfinished.exists())):
+            _require_ours(settings, out, force=force)
+            _attack(settings, out, device, progress, attack_type)
+        yield
+        ours = not _differing(unfinished, settings)  # else the state of a replacement that was stopped
+        if ours:
+            delete(out / CHECKPOINT)
+    if ours:
+        delete(unfinished)  # the last step of all: until then the same command goes on
 
 
 def run_attack(
@@ -43,26 +98,23 @@ def run_attack(
     progress: Progress | None = None,
     attack_type: type[Attack] | None = None,
 ) -> Path:
-    """Train an attacked model and store it as a record; a run that was killed goes on where it stopped.
+    """As :func:`attacked`, finished when it returns the record's folder."""
+    with attacked(settings, out, device=device, force=force, progress=progress, attack_type=attack_type):
+        return out
 
-    Args:
-        settings: What to attack, and how.
-        out: The record's folder.
-        device: Where to train; not part of the settings.
-        force: Replace a complete record, and drop an unfinished one of other settings. The old record stays readable
-            until the new one is trained.
-        progress: Called while training.
-        attack_type: The class behind ``settings.method``, where it is not one of ours.
 
-    Returns:
-        ``out``.
+def is_finished(settings: AttackSettings, out: Path) -> bool:
+    """Whether ``out`` holds the complete record of an attack with these very settings."""
+    try:
+        require_files(out)
+        return read_description(out).settings == _as_stored(settings)
+    except RecordError:
+        return False
 
-    Raises:
-        ConfigError: If the settings are impossible, or the training diverges.
-        RecordError: If the data set cannot be read, or ``out`` holds a record or another unfinished run.
-    """
-    device = pick_device(device)
-    _claim(settings, out, force=force)
+
+def _attack(
+    settings: AttackSettings, out: Path, device: str, progress: Progress | None, attack_type: type[Attack] | None
+) -> None:
     plan = _plan(settings, attack_type)
     model = initial_model(settings, plan.dataset.num_classes)
     # Announced only now: a command that cannot work leaves no folder behind.
@@ -84,7 +136,6 @@ def run_attack(
     if hook is None and settings.trigger_after_augmentation:
         hook = TriggerHook(attack, poisoned)
     images = poisoned_training_set(clean, attack, plan.rule, poisoned, stamp=hook is None)
-    checkpoint = out / CHECKPOINT
     train(
         model,
         images,
@@ -92,7 +143,7 @@ def run_attack(
         seed=settings.seed,
         device=device,
         progress=progress,
-        checkpoint=checkpoint,
+        checkpoint=out / CHECKPOINT,
         hook=hook,
     )
     write_record(
@@ -102,9 +153,6 @@ def run_attack(
         record_images(plan.dataset, attack, plan.rule, plan.parts, sample=TRAINING_SAMPLE, seed=settings.seed),
         attack.arrays(),
     )
-    (out / UNFINISHED).unlink(missing_ok=True)
-    checkpoint.unlink(missing_ok=True)
-    return out
 
 
 @dataclass(frozen=True)
@@ -144,31 +192,42 @@ def initial_model(settings: AttackSettings, num_classes: int) -> nn.Module:
         return build(settings.model, num_classes=num_classes, **settings.model_options)
 
 
-def _claim(settings: AttackSettings, out: Path, *, force: bool) -> None:
+def _require_ours(settings: AttackSettings, out: Path, *, force: bool) -> None:
     """Refuse a folder that holds something else; with ``force`` drop what an unfinished run of other settings left."""
     if (out / DESCRIPTION).exists() and not force:
         raise RecordError(f"{out}: holds a complete record; give another folder, or --force to replace it")
-    unfinished = out / UNFINISHED
-    if not unfinished.exists():
-        (out / CHECKPOINT).unlink(missing_ok=True)
+    if not (out / UNFINISHED).exists():
+        foreign = [name for name in (WEIGHTS, IMAGES, TRIGGER, CHECKPOINT) if (out / name).exists()]
+        if foreign and not (out / DESCRIPTION).exists():
+            raise RecordError(f"{out}: holds {foreign[0]} of no known attack, which stays; give another folder")
+        delete(out / CHECKPOINT)
         return
-    differing = _differing(unfinished, settings)
+    differing = _differing(out / UNFINISHED, settings)
     if differing and not force:
         raise RecordError(
             f"{out}: holds an unfinished attack with other settings ({', '.join(differing)}); repeat its command "
             "to go on, give another folder, or --force to drop it"
         )
     if differing:
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        delete(out / CHECKPOINT)
 
 
 def _differing(unfinished: Path, settings: AttackSettings) -> list[str]:
+    """In what an unfinished run has other settings; nothing where there is none."""
+    if not unfinished.exists():
+        return []
     try:
         found = json.loads(unfinished.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"{unfinished}: cannot be read ({error}); delete the folder {unfinished.parent}") from error
-    wanted = json.loads(json.dumps(settings.to_json()))
+    wanted = _as_stored(settings)
     return sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
+
+
+def _as_stored(settings: AttackSettings) -> dict[str, Any]:
+    """The settings as a file tells them: there a tuple is a list."""
+    stored: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
+    return stored
 
 
 def _description(settings: AttackSettings, plan: _Plan, device: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class BuiltinAdapter(ReadsRecords):
         )
 
     def records(self, root: Path) -> Iterator[RecordListing]:
-        for path in sorted(child for child in root.glob("*") if child.is_dir() and self.sniff(child)):
+        for path in sorted(child for child in root.glob("[!.]*") if child.is_dir() and self.sniff(child)):
             try:
                 found = read_description(path)
                 require_files(path)

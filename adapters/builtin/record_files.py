@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from clp_plugin.errors import RecordError
-from clp_plugin.files.checkpoints import save_weights, write_atomically, write_json_atomically
+from clp_plugin.files.atomic import delete, write_atomically, write_json_atomically
+from clp_plugin.files.checkpoints import save_weights
 from clp_plugin.files.hashing import sha256
 from clp_plugin.types import Ints, TargetRule
 
@@ -121,9 +122,9 @@ def write_record(
         trigger_arrays: What poisoning again needs beside the description's ``trigger``; no file for none.
     """
     # A replaced record must not describe new weights with old words.
-    (folder / DESCRIPTION).unlink(missing_ok=True)
+    delete(folder / DESCRIPTION)
     save_weights(model.state_dict(), folder / WEIGHTS)
-    (folder / TRIGGER).unlink(missing_ok=True)
+    delete(folder / TRIGGER)
     if trigger_arrays:
         _save_arrays(dict(trigger_arrays), folder / TRIGGER)
     _save_arrays(dict(zip(_ARRAYS, vars(images).values(), strict=True)), folder / IMAGES)
@@ -133,7 +134,7 @@ def write_record(
 
 def _save_arrays(arrays: dict[str, NDArray[Any]], file: Path) -> None:
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(file, lambda file: file.write(save(whole)))
+    write_atomically(file, lambda opened: opened.write(save(whole)))
 
 
 def read_description(path: Path) -> Description:

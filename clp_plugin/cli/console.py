@@ -124,5 +124,5 @@ def guarded(work: Callable[[], object], *, debug: bool) -> int:
 
 
 def _stopped() -> int:
-    say("stopped; a training run goes on where it was when the same command is given again")
+    say("stopped; an attack goes on where it was when the same command is given again, anything else starts anew")
     return _STOPPED

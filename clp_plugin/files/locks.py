@@ -72,15 +72,17 @@ def clear_dead(folder: Path, names: Iterable[str] | None = None) -> None:
     for root, folders, files in os.walk(folder):
         found = {match[1] for name in (*folders, *files) if (match := _UNFINISHED.fullmatch(name))}
         only = names if names is not None and Path(root) == folder else folders
-        folders[:] = [name for name in folders if name in only and not is_hidden(name)]
+        folders[:] = [name for name in folders if name in only and not name.startswith(".")]
         for name in found:
             with contextlib.suppress(OSError), _hold(Path(root, name), 0):  # a living run has it, or it is read-only
                 pass
 
 
-def is_hidden(name: str) -> bool:
-    """Whether readers of results pass over a file or folder of that name: nothing finished is hidden."""
-    return name.startswith(".")
+def finished(folder: Path, suffix: str) -> Iterator[Path]:
+    """The files of that suffix in a folder and below, but for all that is hidden."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in files if name.endswith(suffix) and not name.startswith("."))
 
 
 @contextlib.contextmanager

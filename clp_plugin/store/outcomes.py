@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.files.atomic import write_json_atomically
+from clp_plugin.files.locks import finished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,14 +173,16 @@ def load_outcome(path: Path) -> Outcome:
 
 
 def load_outcomes(folder: Path) -> list[Outcome]:
-    """All outcomes anywhere below a folder, in the order of their paths; other JSON files are passed over.
+    """All outcomes anywhere below a folder, in the order of their paths.
+
+    Other JSON files are passed over, and whatever is hidden: that is not finished.
 
     Raises:
         ConfigError: If there is no such folder, or an outcome in it cannot be read.
     """
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}; expected one that holds outcomes (*.json)")
-    return [load_outcome(path) for path in sorted(folder.rglob("*.json")) if _looks_like_an_outcome(path)]
+    return [load_outcome(path) for path in sorted(finished(folder, ".json")) if _looks_like_an_outcome(path)]
 
 
 def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from clp_plugin.adapters.builtin.attack import run_attack
+from clp_plugin.adapters.builtin.attack import attacked, is_finished
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.recipe import RECIPES
 from clp_plugin.cli.console import emit_json, percent, progress_bar, say, show_table
@@ -55,15 +56,19 @@ def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
     attack_type = cast(Any, catalogue.resolve("attacks", request.method))
     settings = attack_settings(request, catalogue)
     start = time.perf_counter()
-    train_record(settings, request.out, request.device, force=request.force, attack_type=attack_type)
-    seconds = time.perf_counter() - start
-    record = open_record(request.out, toolbox="builtin")
-    metrics = evaluate(record.model, record, device=pick_device(request.device))
-    note_if_it_did_not_take(metrics, "train longer, poison more, or keep the trigger in its place with --fixed-trigger")
-    if as_json:
-        emit_json({"record": str(request.out), "seconds": seconds, **metrics.to_json()})
-        return
-    show_metrics(f"attacked model in {request.out}", {request.method: metrics})
+    with _trained(
+        settings, request.out, request.device, attack_type=attack_type, label="training", force=request.force
+    ):
+        seconds = time.perf_counter() - start
+        record = open_record(request.out, toolbox="builtin")
+        metrics = evaluate(record.model, record, device=pick_device(request.device))
+        note_if_it_did_not_take(
+            metrics, "train longer, poison more, or keep the trigger in its place with --fixed-trigger"
+        )
+        if as_json:
+            emit_json({"record": str(request.out), "seconds": seconds, **metrics.to_json()})
+        else:
+            show_metrics(f"attacked model in {request.out}", {request.method: metrics})
 
 
 def note_if_it_did_not_take(metrics: Metrics, remedy: str) -> None:
@@ -76,23 +81,44 @@ def note_if_it_did_not_take(metrics: Metrics, remedy: str) -> None:
 
 
 def train_record(
+    settings: AttackSettings, out: Path, device: str, *, attack_type: Any = None, label: str = "training"
+) -> None:
+    """Run an attack with a progress bar of that label, unless its record is there already."""
+    with _trained(settings, out, device, attack_type=attack_type, label=label, reuse=True):
+        pass
+
+
+@contextlib.contextmanager
+def _trained(
     settings: AttackSettings,
     out: Path,
     device: str,
     *,
+    attack_type: Any,
+    label: str,
     force: bool = False,
-    attack_type: Any = None,
-    label: str = "training",
-) -> None:
-    """Run an attack with a progress bar of that label."""
-    start = time.perf_counter()
-    with progress_bar(label) as report:
+    reuse: bool = False,
+) -> Iterator[None]:
+    start, there = time.perf_counter(), not force and is_finished(settings, out)
+    with contextlib.ExitStack() as opened:
+        with progress_bar(label) as report:
 
-        def progress(epoch: float, epochs: int, loss: float, seconds_left: float) -> None:
-            report(int(100 * epoch), 100 * epochs)
+            def progress(epoch: float, epochs: int, loss: float, seconds_left: float) -> None:
+                report(int(100 * epoch), 100 * epochs)
 
-        run_attack(settings, out, device=pick_device(device), force=force, progress=progress, attack_type=attack_type)
-    say(f"stored the attacked model in {out} after {time.perf_counter() - start:.0f} s")
+            run = attacked(
+                settings,
+                out,
+                device=pick_device(device),
+                force=force,
+                progress=progress,
+                attack_type=attack_type,
+                reuse=reuse,
+            )
+            opened.enter_context(run)
+        took = f"after {time.perf_counter() - start:.0f} s"
+        say(f"using the attacked model in {out}" if there else f"stored the attacked model in {out} {took}")
+        yield
 
 
 def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, Any] | None = None) -> None:

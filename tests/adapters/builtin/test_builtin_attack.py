@@ -23,7 +23,6 @@ from clp_plugin.adapters.builtin.attacks.catalogue import ATTACKS
 from clp_plugin.adapters.builtin.datasets import load_dataset
 from clp_plugin.adapters.builtin.poisoning import TriggerHook, split
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
-from clp_plugin.adapters.builtin.record_files import UNFINISHED
 from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
 from clp_plugin.adapters.builtin.training.recipe import Recipe
@@ -400,11 +399,3 @@ def test_a_truncated_images_file_is_told(folder: Path) -> None:
     (folder / "images.safetensors").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(RecordError, match=r"images\.safetensors: not readable"):
         BuiltinAdapter().open(folder)
-
-
-def test_a_stray_state_without_its_settings_is_not_resumed(tmp_path: Path) -> None:
-    out = tmp_path / "x"
-    out.mkdir()
-    (out / CHECKPOINT).write_bytes(b"stray")
-    assert (run_attack(SETTINGS, out) / "record.json").exists()
-    assert not (out / UNFINISHED).exists()

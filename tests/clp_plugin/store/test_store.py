@@ -125,6 +125,13 @@ def test_folder_gives_its_outcomes_in_order_and_no_other_json(tmp_path: Path) ->
     assert [found.seed for found in load_outcomes(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("hidden", [".default.clp-new", ".default.clp-old", "clp/.ipynb_checkpoints"])
+def test_what_is_hidden_is_no_result(tmp_path: Path, hidden: str) -> None:
+    save_outcome(outcome(seed=1), tmp_path / "clp" / "default" / "outcome.json")
+    save_outcome(outcome(seed=2), tmp_path / hidden / "outcome.json")
+    assert [found.seed for found in load_outcomes(tmp_path)] == [1]
+
+
 def test_unreadable_outcome_in_a_folder_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
     save_outcome(outcome(), tmp_path / "clp.json")
     content = json.loads((tmp_path / "clp.json").read_text())
