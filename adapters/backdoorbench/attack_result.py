@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from clp_plugin.errors import CheckpointError, RecordError
-from clp_plugin.files.checkpoints import strip_wrapper_prefixes
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.types import Ints, TargetRule
 
@@ -55,7 +54,7 @@ class AttackResult:
         folder: The record.
         model_name: Of the network, as the toolbox calls it.
         num_classes: C.
-        state_dict: Weights, without prefixes of DataParallel.
+        state_dict: Weights, as stored.
         dataset: The clean data set, as the toolbox calls it.
         data_path: Where that lay, as stored: usually relative to the toolbox's root.
         image_size: ``(H, W, C)``.
@@ -217,14 +216,14 @@ def _target_rule(test: PoisonedSet, classes: int, info: Mapping[str, Any], path:
 
 
 def read_state_dict(value: Any, path: Path) -> dict[str, Tensor]:
-    """The weights under ``model`` of one of the toolbox's files, without prefixes of DataParallel.
+    """The weights under ``model`` of one of the toolbox's files.
 
     Raises:
         CheckpointError: If they are something else.
     """
     if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise CheckpointError(f"{path}: expected a state dict under 'model', found {type(value).__name__}")
-    return strip_wrapper_prefixes({str(key): tensor.detach() for key, tensor in value.items()})
+    return {str(key): tensor.detach() for key, tensor in value.items()}
 
 
 def _image_size(value: Any, path: Path) -> tuple[int, int, int]:

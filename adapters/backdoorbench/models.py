@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from clp_plugin.errors import CheckpointError, unknown_name
-from clp_plugin.files.checkpoints import fit_state_dict
 from clp_plugin.networks.architectures import build_model
+from clp_plugin.networks.fitting import fit_state_dict
 
 from .resnext import ResNeXt29
 
@@ -24,12 +24,13 @@ _OURS = ("preactresnet18", "senet18")
 NAMES = tuple(sorted((*_FROM_TORCHVISION, *_VISION_TRANSFORMERS, *_OURS, "resnext29")))
 
 
-def build(model_name: str, num_classes: int) -> nn.Module:
+def build(model_name: str, num_classes: int, *, channels: int = 3) -> nn.Module:
     """An untrained network in eval mode.
 
     Args:
         model_name: One of ``NAMES``: what the toolbox calls ``--model``.
         num_classes: Number of outputs, at least 1.
+        channels: Of the images: 3, or 1 for networks whose first convolution was changed for MNIST.
 
     Raises:
         CheckpointError: If the toolbox has no network of that name.
@@ -41,7 +42,30 @@ def build(model_name: str, num_classes: int) -> nn.Module:
     makers |= {name: partial(_named, f"torchvision:{name}") for name in _FROM_TORCHVISION}
     makers |= {name: partial(_named, f"builtin:{name}") for name in _OURS}
     makers |= {name: partial(_vision_transformer, name) for name in _VISION_TRANSFORMERS}
-    return makers[model_name](num_classes).eval()
+    model = makers[model_name](num_classes).eval()
+    if channels != 3:
+        _take_channels(model, channels)
+    return model
+
+
+def load(model_name: str, num_classes: int, state_dict: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """A network in eval mode with the toolbox's weights; how many channels it takes is read off its first convolution.
+
+    Args:
+        model_name: One of ``NAMES``.
+        num_classes: Number of outputs, at least 1.
+        state_dict: As stored.
+        where: File and architecture, for the message.
+
+    Raises:
+        CheckpointError: If the name is unknown, or names the first key that does not fit.
+        ConfigError: If the network cannot be built with so many classes.
+    """
+    first = next((value for value in state_dict.values() if value.ndim == 4), None)
+    channels = 1 if first is not None and first.shape[1] == 1 else 3
+    model = build(model_name, num_classes, channels=channels)
+    load_weights(model, state_dict, where=where)
+    return model.eval()
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, where: str) -> None:
@@ -49,7 +73,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, where: s
 
     Args:
         model: Of :func:`build`.
-        state_dict: Without wrappers' prefixes.
+        state_dict: As stored.
         where: File and architecture, for the message.
 
     Raises:
@@ -60,6 +84,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, where: s
     if wanted.keys() != state_dict.keys() and same_shapes:
         state_dict = dict(zip(wanted, state_dict.values(), strict=True))
     fit_state_dict(model, state_dict, where=where)
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Give the first convolution, in place, another number of input channels."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.in_channels = channels
+    first.weight = nn.Parameter(first.weight.detach()[:, :1].repeat(1, channels, 1, 1))
 
 
 def _named(spec: str, num_classes: int) -> nn.Module:

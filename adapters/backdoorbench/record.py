@@ -17,7 +17,7 @@ from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 from ..image_sets.image_files import DecodedFiles, DeferredImages, FileImages
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split
-from .models import build, load_weights
+from .models import load
 
 TOOLBOX = "backdoorbench"
 _MARKS = (FILE, INFO, "clean_model.pth")
@@ -49,8 +49,8 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
         """
         result = read_attack_result(path, trust=trust)
         facts = facts_of(result.dataset, path / FILE)
-        model = build(result.model_name, result.num_classes)
-        load_weights(model, result.state_dict, where=f"{path / FILE} as {result.model_name}")
+        where = f"{path / FILE} as {result.model_name}"
+        model = load(result.model_name, result.num_classes, result.state_dict, where=where)
         root = find_data_root(result)
         height, width, channels = result.image_size
         if (channels, height, width) != facts.shape:
@@ -60,7 +60,7 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
             )
         clean = read_split(facts, root, "test")
         return Record(
-            model=model.eval(),
+            model=model,
             input_shape=(channels, height, width),
             clean=clean,
             triggered=_triggered(result, facts, clean, root),

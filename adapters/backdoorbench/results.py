@@ -14,7 +14,7 @@ from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 from .attack_result import read_count, read_state_dict
 from .defenses import DEFENSES, ToolboxDefense
-from .models import build, load_weights
+from .models import load
 from .plugged import plug_in
 
 RESULT = "defense_result.pt"
@@ -48,9 +48,8 @@ def read_model(folder: Path, *, options: Mapping[str, Any], trust: bool = False)
     if not isinstance(content, Mapping) or not {"model_name", "num_classes", "model"} <= content.keys():
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise RecordError(f"{path}: expected the keys model_name, num_classes, model, found {held}")
-    model = build(str(content["model_name"]), read_count(content["num_classes"], path, "num_classes"))
-    state = _masked_weights(read_state_dict(content["model"], path))
-    load_weights(model, state, where=f"{path} as {content['model_name']}")
+    name, classes = str(content["model_name"]), read_count(content["num_classes"], path, "num_classes")
+    model = load(name, classes, _masked_weights(read_state_dict(content["model"], path)), where=f"{path} as {name}")
     if (folder / _PLUG).is_file():
         plug = read_pickle_checkpoint(folder / _PLUG, trust=trust)
         if not isinstance(plug, Mapping):

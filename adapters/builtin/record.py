@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clp_plugin.errors import CheckpointError, RecordError
-from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint
+from clp_plugin.files.checkpoints import load_checkpoint
 from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages
+from clp_plugin.networks.fitting import fit_state_dict
 from clp_plugin.records.adapter import ReadsRecords, RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 

@@ -154,17 +154,29 @@ def attack(
 
 @app.command()
 def scan(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .pth or .safetensors file, or a record's folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A file or folder of weights, or a record's folder.")],
     arch: Annotated[
         Optional[str], typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")  # noqa: UP045
     ] = None,
+    arch_option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="NAME=VALUE, again and again: of the architecture, such as depth=16."),
+    ] = None,
+    key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Dotted path to the weights within the checkpoint. Default: the likeliest that fit."),
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Take the stored keys as they are; adapt nothing.")] = False,
     num_classes: Annotated[Optional[int], typer.Option(help="Default: read off the checkpoint.")] = None,  # noqa: UP045
     input_size: Annotated[Optional[str], typer.Option(help="C,H,W. Default: the architecture's usual one.")] = None,  # noqa: UP045
     u: U = None,
     score: Score = ScoreName.paper,
     norm: Norm = NormName.reshaped,
     parity: Parity = False,
-    repair: Annotated[Optional[Path], typer.Option(help="Write the repaired checkpoint (.safetensors or .pt).")] = None,  # noqa: UP045
+    repair: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the repaired checkpoint, in the form that it came in; or .safetensors."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="Check the layers found against real tensors, by an independent rule.")
     ] = False,
@@ -177,7 +189,8 @@ def scan(
 
     scan_checkpoint(
         ScanRequest(
-            checkpoint=checkpoint, arch=arch, num_classes=num_classes, input_size=input_size, u=u, score=score.value,
+            checkpoint=checkpoint, arch=arch, arch_option=arch_option or [], key=key, strict=strict,
+            num_classes=num_classes, input_size=input_size, u=u, score=score.value,
             norm=norm.value, parity=parity, repair=repair, verify=verify, out=out, trust=trust,
         ),
         as_json=as_json,

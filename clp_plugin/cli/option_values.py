@@ -10,8 +10,12 @@ import yaml
 from clp_plugin.errors import ConfigError
 
 
-def parse_options(given: Iterable[str]) -> dict[str, Any]:
+def parse_options(given: Iterable[str], *, flag: str = "--option") -> dict[str, Any]:
     """Name to value; values are read as YAML scalars and lists, so ``3`` is a number and ``true`` a truth value.
+
+    Args:
+        given: As typed.
+        flag: The option that they were given by, for messages.
 
     Raises:
         ConfigError: If one is not ``NAME=VALUE``, or a name stands there twice.
@@ -20,15 +24,15 @@ def parse_options(given: Iterable[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--option: expected NAME=VALUE such as epochs=10, found {text!r}")
+            raise ConfigError(f"{flag}: expected NAME=VALUE such as epochs=10, found {text!r}")
         if name in options:
-            raise ConfigError(f"--option: {name!r} is given twice")
-        options[name.strip()] = _value(name, value)
+            raise ConfigError(f"{flag}: {name!r} is given twice")
+        options[name.strip()] = _value(name, value, flag)
     return options
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str, flag: str) -> Any:
     try:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"--option {name}: cannot read the value {text!r}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{flag} {name}: cannot read the value {text!r}: {' '.join(str(error).split())}") from error

@@ -177,7 +177,10 @@ class _Machine:
 
     def build(self) -> None:
         state, top = self.stack.pop(), self.stack[-1]
-        if self.foreign or isinstance(top, OrderedDict):  # attributes of a state dict: versions of layers
+        if self.foreign:
+            return
+        if isinstance(top, OrderedDict):
+            vars(top).update(_versions(state))
             return
         if not isinstance(top, _Unbuilt):
             raise ValueError(f"the pickle sets attributes of {type(top).__name__}")
@@ -295,6 +298,17 @@ def _array_of_state(state: object) -> object:
         _refuse("an array of an unknown version")
     _, shape, dtype, fortran, raw = state
     return _array(shape, dtype, raw, fortran=fortran)
+
+
+def _versions(state: object) -> dict[str, object]:
+    """The one attribute of a state dict that loading needs: which version of its class each module is of."""
+    held = state.get("_metadata") if isinstance(state, dict) else None
+    if not isinstance(held, dict):
+        return {}
+    versions = ((name, entry.get("version")) for name, entry in held.items() if isinstance(entry, dict))
+    return {
+        "_metadata": OrderedDict((name, {"version": version}) for name, version in versions if type(version) is int)
+    }
 
 
 def _ordered(items: object = ()) -> OrderedDict[object, object]:

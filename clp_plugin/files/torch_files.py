@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from clp_plugin.errors import CheckpointError
+from clp_plugin.files.formats import foreign_format, form_of
+from clp_plugin.files.pickled_classes import PickledClasses
 from clp_plugin.files.pickles import ForeignGlobalsError, Maker, NotPlainError, load_plain
 from clp_plugin.files.reading import open_regular
 
@@ -31,15 +33,16 @@ _STORAGES = {
 }  # fmt: skip
 
 
-def read_pickle_checkpoint(path: Path, *, trust: bool = False) -> object:
+def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledClasses | None = None) -> object:
     """The object stored in a checkpoint file, on the CPU.
 
     Dense tensors, plain containers and numeric numpy arrays load; a file that names any other global is refused, and
     nothing in it is run. Checksums are verified where the file has them. Parameters load as tensors.
 
     Args:
-        path: A file written by torch.save (any format), or ``.safetensors``.
+        path: A file written by torch.save (any format) or safetensors, whatever its suffix.
         trust: Also run whatever the pickle asks for, by torch's own unpickling. Only for files whose content is known.
+        classes: Finds those that cannot be imported; with ``trust`` only.
 
     Raises:
         CheckpointError: If the file is missing, empty, no ordinary file, unreadable, damaged, declares more than it
@@ -50,9 +53,10 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False) -> object:
         size = file.seek(0, 2)
         if not size:
             raise CheckpointError(f"{path} is empty (0 bytes); copy or download the checkpoint again")
-        file.seek(0)
         try:
-            return _read(path, file, size, trust=trust)
+            if (what := foreign_format(file)) is not None:
+                raise CheckpointError(f"this is {what}")
+            return _read(path, file, size, classes=(classes or PickledClasses()) if trust else None)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except ForeignGlobalsError as error:
@@ -84,10 +88,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _read(path: Path, file: IO[bytes], size: int, *, trust: bool) -> object:
-    if path.suffix == ".safetensors":
+def _read(path: Path, file: IO[bytes], size: int, *, classes: PickledClasses | None) -> object:
+    """The content; with ``classes`` by torch's own unpickling, which runs what it is told to."""
+    if form_of(file) == "safetensors":
         return _read_safetensors(path, file, size)
-    if not trust:
+    if classes is None:
         return read_torch_stream(file)
     import warnings
 
@@ -95,7 +100,7 @@ def _read(path: Path, file: IO[bytes], size: int, *, trust: bool) -> object:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and storages, nothing a user can act on
-        return torch.load(file, map_location="cpu", weights_only=False)
+        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=classes.pickle_module())
 
 
 def _read_safetensors(path: Path, file: IO[bytes], size: int) -> object:

@@ -1,25 +1,25 @@
-"""Build a network from one line of text, and guess what a checkpoint leaves unsaid."""
+"""Build a network from one line of text."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from clp_plugin.errors import CheckpointError, ClpError, ConfigError
+from clp_plugin.errors import ClpError, ConfigError
 from clp_plugin.imports import import_file
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 FORMS = "builtin:NAME, torchvision:NAME, timm:NAME, path/to/file.py:callable"
+_LIBRARIES = ("builtin", "torchvision", "timm")
 _BUILTIN_MODELS = "clp_plugin.adapters.builtin.models.build"
-_HEAD = re.compile(r"^(?:fc|heads?|classifier|linear|last_linear|logits|output)\d*$")
 
 
 def build_model(spec: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -70,34 +70,9 @@ def default_input_shape(spec: str) -> tuple[int, int, int]:
     return 3, 32, 32
 
 
-def infer_num_classes(state_dict: Mapping[str, Tensor]) -> int:
-    """The number of classes a checkpoint was trained for: rows of its last linear weight, or of its last 1x1 conv.
-
-    Layers with the usual name of a head go first, because safetensors files do not keep the order of the layers.
-
-    Raises:
-        CheckpointError: If there is no such weight.
-    """
-    weights = {key: tensor for key, tensor in state_dict.items() if key.endswith("weight")}
-    linear = [key for key, tensor in weights.items() if tensor.ndim == 2]
-    pointwise = [key for key, tensor in weights.items() if tensor.ndim == 4 and tuple(tensor.shape[2:]) == (1, 1)]
-    if candidates := linear or pointwise:
-        named = [key for key in candidates if _HEAD.match(key.partition(".")[0])]
-        return int(weights[max(named, key=_natural) if named else candidates[-1]].shape[0])
-    raise CheckpointError(
-        f"cannot tell the number of classes: none of the {len(state_dict)} tensors is a linear weight (out, in) or a "
-        "1x1 convolution; pass --num-classes"
-    )
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Sort key under which ``classifier.10`` follows ``classifier.9``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
-
-
 def _split(spec: str) -> tuple[str, str]:
     source, colon, name = spec.rpartition(":")
-    if not (colon and source and name) or (source not in ("builtin", "torchvision", "timm") and source[-3:] != ".py"):
+    if not (colon and source and name) or (source not in _LIBRARIES and source[-3:] != ".py"):
         hint = f" (perhaps torchvision:{spec})" if not colon and spec else ""
         raise ConfigError(f"unknown architecture {spec!r}{hint}; expected one of the forms {FORMS}")
     return source, name
@@ -147,13 +122,24 @@ def _require_known(source: str, name: str, known: Iterable[str]) -> None:
         )
 
 
-def _from_file(spec: str) -> Callable[..., Any]:
-    source, _, name = spec.rpartition(":")
+def architecture_file(spec: str) -> ModuleType | None:
+    """The module of the user's own file that a spec names; None for architectures of a library.
+
+    Raises:
+        ConfigError: If the spec is malformed, or the file is missing or fails.
+    """
+    source, _ = _split(spec)
+    if source in _LIBRARIES:
+        return None
     try:
-        module = import_file(Path(source))
+        return import_file(Path(source))
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(f"architecture {spec!r}: running {source} failed: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
+
+
+def _from_file(spec: str) -> Callable[..., Any]:
+    source, _, name = spec.rpartition(":")
+    found = getattr(architecture_file(spec), name, None)
     if not callable(found):
         raise ConfigError(f"architecture {spec!r}: {source} has no callable {name!r}; expected one returning a network")
     return _given_what_it_takes(found)

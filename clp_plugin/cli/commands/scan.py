@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,20 +11,21 @@ from typing import Any, cast
 from torch import nn
 
 from clp_plugin.cli.console import emit_json, say, show_table
-from clp_plugin.errors import CheckpointError, ConfigError
-from clp_plugin.files.checkpoints import fit_state_dict, load_checkpoint, save_weights
+from clp_plugin.cli.option_values import parse_options
+from clp_plugin.errors import CheckpointError, ConfigError, PairingError
+from clp_plugin.files.checkpoints import save_weights
+from clp_plugin.files.shards import find_index
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.masking.apply import masked, save_mask
-from clp_plugin.networks.architectures import build_model, default_input_shape, infer_num_classes
+from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
 from clp_plugin.records.opening import open_record
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select, z_scores
 from clp_plugin.types import Mask, NormKind, ScoreKind, Scores
 
 DEFAULT_U = 3.0
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ScanRequest:
 
     checkpoint: Path
     arch: str | None = None
+    arch_option: Sequence[str] = ()
+    key: str | None = None
+    strict: bool = False
     num_classes: int | None = None
     input_size: str | None = None
     u: float | None = None
@@ -47,25 +51,28 @@ class ScanRequest:
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
     """Score, select, write what was asked for, print."""
-    if request.repair is not None and request.repair.suffix not in _WEIGHT_SUFFIXES:
-        raise ConfigError(f"--repair {request.repair}: expected a name ending in {', '.join(_WEIGHT_SUFFIXES)}")
-    if request.repair is not None and request.repair.resolve() == request.checkpoint.resolve():
-        raise ConfigError(
-            f"--repair {request.repair} is the checkpoint itself, which stays as it is; give another name"
-        )
-    model, shape = _load(request)
-    view = fuse(model, shape, pairing="registration" if request.parity else "dataflow")
+    model, shape, loaded = _load(request)
+    if request.repair is not None and loaded is not None:
+        loaded.require_place(request.repair)
+    try:
+        view = fuse(model, shape, pairing="registration" if request.parity else "dataflow")
+    except PairingError as error:
+        guessed = f"; guessed: {'; '.join(loaded.guessed)}" if loaded is not None and loaded.guessed else ""
+        raise PairingError(f"{error}{guessed}") from error
     start = time.perf_counter()
     scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
     u = DEFAULT_U if request.u is None else request.u
     mask = select(scores, u)
     seconds = time.perf_counter() - start
     report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask)}
+    if loaded is not None:
+        report["loaded"] = loaded.facts()
+        for line in loaded.notes():
+            say(f"{request.checkpoint.name}: {line}")
     if request.verify:
         report["verified"] = _verified(view, shape)
     if request.repair is not None:
-        save_weights(masked(model, mask).state_dict(), request.repair)
-        say(f"wrote the repaired checkpoint to {request.repair}")
+        _repair(masked(model, mask), loaded, request.repair)
     folder = request.out or (None if as_json else Path("runs") / "scan" / request.checkpoint.stem)
     if folder is not None:
         _write(folder, scores, mask, u, report)
@@ -92,22 +99,30 @@ def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str,
     ]
 
 
-def _load(request: ScanRequest) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The model and the shape of its input; a record's folder says both itself."""
-    if request.arch is None and request.checkpoint.is_dir():
+def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]:
+    """The model, the shape of its input, and how a checkpoint became it; a record's folder says all itself."""
+    if request.arch is None and request.checkpoint.is_dir() and find_index(request.checkpoint) is None:
         record = open_record(request.checkpoint, trust=request.trust)
-        return record.model, record.input_shape
-    state = load_checkpoint(request.checkpoint, trust=request.trust)
-    if request.arch is None:
-        raise ConfigError(
-            f"{request.checkpoint} holds weights only: say what they are weights of, with --arch torchvision:NAME, "
-            "timm:NAME, builtin:NAME or path/to/file.py:callable"
-        )
-    classes = infer_num_classes(state) if request.num_classes is None else request.num_classes
-    model = build_model(request.arch, num_classes=classes)
-    fit_state_dict(model, state, where=f"{request.checkpoint} as {request.arch} with {classes} classes")
-    shape = default_input_shape(request.arch) if request.input_size is None else parse_shape(request.input_size)
-    return model.eval(), shape
+        return record.model, record.input_shape, None
+    network = load_network(
+        request.checkpoint,
+        arch=request.arch,
+        key=request.key,
+        options=parse_options(request.arch_option, flag="--arch-option"),
+        num_classes=request.num_classes,
+        input_shape=None if request.input_size is None else parse_shape(request.input_size),
+        trust=request.trust,
+        strict=request.strict,
+    )
+    return network.model, network.input_shape, network
+
+
+def _repair(model: nn.Module, loaded: LoadedNetwork | None, path: Path) -> None:
+    if loaded is None:
+        save_weights(model.state_dict(), path)
+    else:
+        loaded.save(model, path)
+    say(f"wrote the repaired checkpoint to {path}")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -132,6 +147,10 @@ def _verified(view: FusedView, shape: tuple[int, int, int]) -> dict[str, Any]:
             f"the layers found do not stand the check on real tensors: relative error {found.error:.1e}, other channels "
             f"moved in {', '.join(found.wrong) or 'no layer'}; please report this architecture"
         )
+    say(
+        f"verified: with {found.replaced} layers replaced by their fused kernels the outputs differ by {found.error:.1e} at "
+        f"most, and {found.perturbed} changed filters moved the channels that they should"
+    )
     return {"relative_error": found.error, "replaced": found.replaced, "perturbed": found.perturbed}
 
 

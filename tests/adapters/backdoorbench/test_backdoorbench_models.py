@@ -16,7 +16,7 @@ import torchvision
 from tiny_nets import randomize
 from torch import Tensor, nn
 
-from clp_plugin.adapters.backdoorbench.models import NAMES, build, load_weights
+from clp_plugin.adapters.backdoorbench.models import NAMES, build, load, load_weights
 from clp_plugin.errors import CheckpointError
 
 # What the toolbox's factory knows, from its source.
@@ -173,7 +173,7 @@ def test_weights_that_lack_a_key_or_have_one_too_many_are_refused(change: str) -
     if change == "one missing":
         del weights["classifier.1.bias"]
     elif change == "one more":
-        weights["extra"] = torch.zeros(3)
+        weights["classifier.2.weight"] = torch.zeros(3, 3)
     else:
         weights.clear()
     with pytest.raises(CheckpointError, match="do not fit"):
@@ -235,3 +235,17 @@ def test_networks_equal_those_of_a_checkout(tmp_path: Path) -> None:
         model.load_state_dict(weights)
         with torch.no_grad():
             assert torch.allclose(model(inputs), outputs, rtol=1e-5, atol=1e-5 * float(outputs.abs().max())), name
+
+
+@pytest.mark.parametrize("name", ["preactresnet18", "resnet18", "vgg19_bn", "densenet121", "resnext29"])
+def test_networks_of_one_channel_open(name: str) -> None:
+    """Users change the first convolution to run MNIST, for which the toolbox itself has no network."""
+    torch.manual_seed(0)
+    source = build(name, 10, channels=1)
+    weights = {f"module.{key}": value for key, value in source.state_dict().items()}
+    first = next(value for value in weights.values() if value.ndim == 4)
+    assert first.shape[1] == 1
+    model = load(name, 10, weights, where="here")
+    assert all(torch.equal(weights[f"module.{key}"], value) for key, value in model.state_dict().items())
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(model(image), source(image))

@@ -141,9 +141,8 @@ def test_the_model_is_the_stored_one_in_eval_mode(tmp_path: Path) -> None:
     assert torch.equal(record.model(inputs), reference.eval()(inputs))
 
 
-def test_prefixes_of_data_parallel_are_stripped(tmp_path: Path) -> None:
+def test_prefixes_of_data_parallel_are_passed_over(tmp_path: Path) -> None:
     folder = write_record(tmp_path, prefix="module.").folder
-    assert list(read_attack_result(folder).state_dict) == list(random_weights())
     record = ADAPTER.open(folder)
     assert all(torch.equal(record.model.state_dict()[key], value) for key, value in random_weights().items())
 

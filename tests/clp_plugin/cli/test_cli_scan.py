@@ -74,7 +74,7 @@ def arch(zoo: Path, name: str = "small") -> list[str]:
 
 def test_scan_json_is_the_contract(zoo: Path) -> None:
     found = bench("scan", zoo / "small.pt", *arch(zoo), "--u", "1.0", "--json").json
-    assert list(found) == ["u", "seconds", "layers"]
+    assert list(found) == ["u", "seconds", "layers", "loaded"]
     assert found["u"] == 1.0
     assert 0 < found["seconds"] < 60
     assert [list(layer) for layer in found["layers"]] == [LAYER] * 3

@@ -14,7 +14,8 @@ from torch import nn
 
 from clp_plugin.errors import CheckpointError, ConfigError
 from clp_plugin.files.checkpoints import load_checkpoint, save_weights
-from clp_plugin.networks.architectures import build_model, default_input_shape, infer_num_classes
+from clp_plugin.networks.architectures import build_model, default_input_shape
+from clp_plugin.networks.guessing import infer_num_classes
 
 FILE = """
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""One HTML file that people explore: leaderboard, comparison and records, without a network."""
