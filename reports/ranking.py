@@ -79,11 +79,12 @@ def per_record(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each pair of attacked model (its SHA-256 and record) and method: ``label, sha256, record, attack,
-        architecture, dataset``, and the means over seeds and options of the metrics, as fractions, and of ``seconds``.
+        architecture, dataset, poison_rate``, and the means over seeds and options of the metrics, as
+        fractions, and of ``seconds``.
     """
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     done = done.assign(label=method_labels(done)).astype(dict.fromkeys(_MEASURED, float))
-    facts = ["sha256", "record", "attack", "architecture", "dataset"]
+    facts = ["sha256", "record", "attack", "architecture", "dataset", "poison_rate"]
     return done.groupby(["label", *facts], sort=False, dropna=False)[list(_MEASURED)].mean().reset_index()
 
 
