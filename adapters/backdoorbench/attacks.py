@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
+from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import RunRequest
 from clp_plugin.store.layout import LOGS
 
@@ -58,15 +59,15 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     if not _NAME.match(name):
         raise ConfigError(f"the record's name {name!r} becomes a folder in record/: use letters, digits, _ . + and -")
     target = root / "record" / name
-    if target.exists() and not request.force:
-        raise ConfigError(f"{target} exists already; choose another name, or give --force to replace it")
+    _require_free(target, force=request.force)
     facts, data = _data(root, str(request.options.get("dataset", "cifar10")))
     script = f"attack/{method}.py"
     declared = declared_options(root / script, *(root / common for common in _COMMON))
     options = {**_trigger_settings(root, method, declared), **_options(root, name, facts, request)}
     arguments = command_line(script, declared, options)
     log = log_file(root / "record", f"attack-{name}")
-    with backdoorbench_workspace(root) as place:
+    with claimed(target, wait=False), backdoorbench_workspace(root) as place:
+        _require_free(target, force=request.force)  # another run may have ended since
         add_data(place, f"data/{facts.name}", data)
         run = Script(script, arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
         run_script(run, place, log, report=request.report, time_limit=request.time_limit)
@@ -78,6 +79,11 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     with contextlib.suppress(OSError):  # logs of other runs that failed stay
         log.parent.rmdir()
     return target
+
+
+def _require_free(target: Path, *, force: bool) -> None:
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists already; choose another name, or give --force to replace it")
 
 
 def log_file(folder: Path, name: str) -> Path:

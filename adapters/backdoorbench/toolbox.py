@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
+from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import (
     CheckoutState,
     ChecksScripts,
@@ -86,15 +87,13 @@ class BackdoorBench(
         found = checkout.find_checkout(BACKDOORBENCH, request.root, record=record)
         defense = defense_named(method)
         target = record / "defense" / defense.folder
-        if target.exists() and any(target.iterdir()) and not request.force:
-            raise ConfigError(
-                f"{target} holds an earlier result; give --reuse to measure it, or --force to run again and replace it"
-            )
+        _require_free(target, force=request.force)
         result = read_attack_result(record, trust=request.trust)
         data = find_data_root(result, checkout=found.root)
         request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
         log = attacks.log_file(record, method)
-        with backdoorbench_workspace(found.root) as place:
+        with claimed(target, wait=False), backdoorbench_workspace(found.root) as place:
+            _require_free(target, force=request.force)  # another run may have ended since
             name = add_record(place, result)
             add_data(place, result.data_path, data)
             planned = plan(
@@ -151,6 +150,13 @@ class BackdoorBench(
 
     def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
         return attacks.run_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
+
+
+def _require_free(target: Path, *, force: bool) -> None:
+    if target.exists() and any(target.iterdir()) and not force:
+        raise ConfigError(
+            f"{target} holds an earlier result; give --reuse to measure it, or --force to run again and replace it"
+        )
 
 
 def _require_usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from clp_plugin.files.checkpoints import staged_folder
+from clp_plugin.files.atomic import staged_folder
+from clp_plugin.files.locks import NEW, beside, claimed, clear_dead
 
 
 @contextlib.contextmanager
@@ -29,9 +31,13 @@ def workspace(checkout: Path, *, own: Collection[str], avoid: str) -> Iterator[P
         The workspace, which is gone when the block ends.
     """
     base = _harmless(avoid, tempfile.gettempdir(), "/tmp", checkout.parent, Path.home())
-    with tempfile.TemporaryDirectory(prefix="clp-plugin-", dir=base, ignore_cleanup_errors=True) as temporary:
+    clear_dead(base, names=())
+    run = base / f"clp-plugin-{secrets.token_hex(8)}"
+    temporary = beside(run, NEW)
+    with claimed(run):  # so that the next run can tell whether this one is alive
+        temporary.mkdir(mode=0o700)
         # Scripts put `..` on their search path, so nothing may lie beside the workspace.
-        place = Path(temporary) / "toolbox"
+        place = temporary / "toolbox"
         place.mkdir()
         for item in checkout.iterdir():
             if item.name not in own and item.name != ".git":
@@ -41,10 +47,10 @@ def workspace(checkout: Path, *, own: Collection[str], avoid: str) -> Iterator[P
         yield place
 
 
-def _harmless(avoid: str, *places: str | Path) -> Path | None:
-    """The first folder for temporary files whose path does not hold the word to avoid."""
+def _harmless(avoid: str, *places: str | Path) -> Path:
+    """The first folder for temporary files whose path does not hold the word to avoid; the usual one if all do."""
     usable = [place for place in map(Path, places) if place.is_dir() and os.access(place, os.W_OK)]
-    return next((place for place in usable if avoid not in str(place.resolve())), None)
+    return next((place for place in usable if avoid not in str(place.resolve())), Path(tempfile.gettempdir()))
 
 
 def move_in(produced: Path, destination: Path) -> None:

@@ -217,17 +217,22 @@ def hanging(record: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[st
     driver.stderr.close()
 
 
-def test_a_kill_in_the_middle_ends_the_script_and_leaves_the_record_as_it_was_and_the_next_run_works(
+def test_after_a_kill_the_script_ends_the_record_is_as_it_was_and_the_next_run_works_and_clears_up(
     root: Path, record: Path, temporary: Path
 ) -> None:
     write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
     with hanging(record, temporary) as (driver, pid):
+        with pytest.raises(ConfigError, match=r"defense/ft: another run is writing there"):
+            run(record, force=True)
+        assert len(list(temporary.glob(".clp-plugin-*.clp-new"))) == 1, "the living one's workspace stays"
         driver.kill()
         driver.wait()
         assert gone(pid)
-    assert but(content(root), "record/eins/clp_plugin_logs/") == before
+    assert but(content(root), "record/eins/clp_plugin_logs/", "record/eins/defense/.ft.clp-lock") == before
     assert (run(record, force=True).folder / "defense_result.pt").is_file()
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in (record / "defense").iterdir()] == ["ft"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
