@@ -100,7 +100,7 @@ class _Walk:
             for batch in images.batches(self.batch_size):
                 wanted = torch.from_numpy(labels[start : start + len(batch)]).to(self.device)
                 start += len(batch)
-                for index, logits in self._outputs(batch.to(self.device, dtype)):
+                for index, logits in self._logits(batch.to(self.device, dtype)):
                     classes[index].append(logits.argmax(dim=1).cpu().numpy().astype(np.int64))
                     losses[index].append(float(F.cross_entropy(logits.float(), wanted)))
                     self.tick()
@@ -109,7 +109,7 @@ class _Walk:
             [float(np.mean(parts)) if parts else float("nan") for parts in losses],
         )
 
-    def _outputs(self, batch: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    def _logits(self, batch: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         if not self.order:
             self._find_order(batch)
         self.replay.new_batch(self.wanted)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import RecordError
+from clp_plugin.networks.outputs import logits_of
 from clp_plugin.types import ImageSet, Ints, Metrics, Progress, Record
 
 
@@ -23,7 +24,8 @@ def evaluate(
     """Judge a model on a record's test images.
 
     Args:
-        model: The attacked or the repaired model; takes the record's normalized images and returns logits.
+        model: The attacked or the repaired model; takes the record's normalized images and returns logits, by themselves
+            or in a tuple, dictionary or dataclass (:func:`clp_plugin.networks.outputs.logits_of`).
         record: Supplies clean and triggered test images and the target rule.
         device: Where to run.
         batch_size: Images per forward pass.
@@ -97,7 +99,7 @@ def predict(
     done = 0
     with torch.inference_mode():
         for batch in images.batches(batch_size):
-            found.append(model(batch.to(device, dtype)).argmax(dim=1).cpu().numpy().astype(np.int64))
+            found.append(logits_of(model(batch.to(device, dtype))).argmax(dim=1).cpu().numpy().astype(np.int64))
             done += len(batch)
             if progress is not None:
                 progress(done)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
+from clp_plugin.networks.outputs import logits_of
 
 KEEP_BYTES = 2 << 30  # of one batch's outputs; what lies behind is computed again
 
@@ -43,7 +44,7 @@ class PrefixReplay:
         self._kept, self._versions, self._bytes, self._wanted = [], [], 0, wanted
 
     def run(self, network: nn.Module, batch: Tensor, unchanged: int) -> Tensor:
-        """The network's output; the first ``unchanged`` calls give what they gave in the run before.
+        """The network's logits; the first ``unchanged`` calls give what they gave in the run before.
 
         Args:
             network: With :func:`watched` around it, under ``torch.no_grad()``.
@@ -54,9 +55,9 @@ class PrefixReplay:
         del self._kept[self._unchanged :], self._versions[self._unchanged :]
         self._bytes = sum(tensor.nbytes for tensor in self._kept)
         self.calls = self.calls[: self._unchanged]
-        output: Tensor = network(batch)
+        logits = logits_of(network(batch))
         self._forget_what_was_overwritten()
-        return output
+        return logits
 
     def call(self, name: str, compute: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """What a watched module does instead of computing."""

@@ -43,7 +43,7 @@ _CHANNELWISE = {
         "std var linalg_vector_norm cumsum constant_pad_nd max prelu _prelu_kernel rms_norm _fused_rms_norm hardswish "
         "hardswish_ log_sigmoid_forward amin prod adaptive_max_pool3d upsample_nearest1d upsample_bicubic2d "
         "upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d"
+        "replication_pad3d _log_softmax"
     ).split()
     if hasattr(aten, name)
 }
@@ -58,11 +58,18 @@ class ChannelFollower(TorchDispatchMode):
         self._shadow = WeakTensorKeyDictionary()
         self._next_id = 0
         self._inside: list[_Call] = []
+        self._running: list[str] = []
         self._owner_of = np.zeros(0, dtype=np.int64)
 
     def add_input(self, image: torch.Tensor) -> None:
         node = self._new_node("input", "", image.shape[1], (), (), False, tuple(image.shape))
         self._attach(image, self._spread(node, image, 1))
+
+    def starting(self, name: str) -> Any:
+        return lambda *_: self._running.append(name)
+
+    def ending(self, *_: object) -> None:
+        self._running.pop()
 
     def entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +84,7 @@ class ChannelFollower(TorchDispatchMode):
             if call.recorded or call.input is None:
                 return
             if is_batchnorm(module):
-                node = self._layer_node("norm", call, output.shape[1], call.input, 1)
+                node = self._layer_node("batchnorm", call, output.shape[1], call.input, 1)
                 self._attach(output, self._spread(node, output, 1))
             elif isinstance(module, nn.Linear):
                 node = self._layer_node("linear", call, output.shape[-1], call.input, call.input.ndim - 1)
@@ -138,6 +145,7 @@ class ChannelFollower(TorchDispatchMode):
         if not outs:
             return
         channelwise = packet in _CHANNELWISE or _is_pointwise(func)
+        weighted = packet is aten.convolution or any(t.ndim > 1 and t not in self._shadow for t in tensors)
         structures = [s for s in map(channel_structure, sorted(shadows, key=lambda s: -s.numel())) if s is not None]
         dim = _output_dim(outs[0], structures, max(s.ndim for s in shadows)) if channelwise else None
         if not parents:
@@ -147,7 +155,8 @@ class ChannelFollower(TorchDispatchMode):
         shape = tuple(tensors[0].shape)
         inputs = tuple(ids for _, ids in structures)
         if dim is None:
-            node = self._new_node(packet.__name__, "", 1, inputs, parents, False, shape)
+            kernel = weighted and not channelwise
+            node = self._new_node(packet.__name__, "", 1, inputs, parents, False, shape, unknown_kernel=kernel)
         elif packet is aten.constant_pad_nd:
             self._write(outs[0], _along(torch.from_numpy(structures[0][1]), outs[0], dim))
             return
@@ -159,14 +168,26 @@ class ChannelFollower(TorchDispatchMode):
             same = dim is not None and tensor.ndim > dim and tensor.shape[dim] == node.channels
             self._write(tensor, self._spread(node, tensor, dim if same else None))
 
+    def channels_of(self, tensor: torch.Tensor) -> Ints:
+        """Global channel numbers along a tensor's channel dimension; empty where it has none."""
+        structure = channel_structure(self._shadow_or_unknown(tensor))
+        return np.zeros(0, np.int64) if structure is None else structure[1]
+
     def _layer_node(self, op: str, call: _Call, channels: int, source: torch.Tensor, dim: int) -> Node:
         shadow = self._shadow_or_unknown(source)
         structure = channel_structure(shadow, prefer=dim)
         inputs = () if structure is None or structure[0] != dim else (structure[1],)
         return self._new_node(op, call.name, channels, inputs, self._parents(shadow), False, tuple(source.shape))
 
-    def _new_node(self, op: str, module: str, channels: int, inputs: Any, parents: Any, wise: bool, shape: Any) -> Node:
-        node = Node(len(self.graph.nodes), op, module, self._next_id, channels, inputs, tuple(parents), wise, shape)
+    def _new_node(
+        self, op: str, module: str, channels: int, inputs: Any, parents: Any, wise: bool, shape: Any,
+        *, unknown_kernel: bool = False,
+    ) -> Node:  # fmt: skip
+        within = self._running[-1] if self._running else ""
+        node = Node(
+            len(self.graph.nodes), op, module, self._next_id, channels, inputs, tuple(parents), wise, shape,
+            unknown_kernel, within,
+        )  # fmt: skip
         self.graph.nodes.append(node)
         self._owner_of = np.concatenate([self._owner_of, np.full(channels, node.index, dtype=np.int64)])
         self._next_id += channels

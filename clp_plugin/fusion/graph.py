@@ -17,14 +17,17 @@ class Node:
 
     Attributes:
         index: Position in execution order.
-        op: ``input``, ``conv``, ``linear``, ``norm`` for modules that matter; else the name of the aten operation.
-        module: Name of the module (for conv, linear, norm), else "".
+        op: ``input``, ``conv``, ``linear``, ``batchnorm`` for modules that matter; else the name of the aten operation.
+        module: Name of the module (for conv, linear, batchnorm), else "".
         first_id: Global number of the node's channel 0.
         channels: Number of channels; 1 where the output has no channel structure.
         inputs: For every tensor input with a channel structure, the global channel numbers ``(C_in,)``.
         parents: Indices of all nodes that any input element comes from.
         channelwise: Whether output channel k depends on channel k of each input only.
         input_shape: Shape of the first input, batch included.
+        unknown_kernel: Whether it mixes channels by weights that belong to no convolution or linear map that is known, as
+            ``F.conv2d`` in a module of one's own and deformable convolutions do.
+        within: Name of the innermost module that ran it.
     """
 
     index: int
@@ -36,14 +39,25 @@ class Node:
     parents: tuple[int, ...]
     channelwise: bool
     input_shape: tuple[int, ...]
+    unknown_kernel: bool = False
+    within: str = ""
 
 
 @dataclass
 class ChannelGraph:
-    """All nodes of one run, with the channels that the model's output is made of."""
+    """All nodes of one run.
+
+    Attributes:
+        nodes: In the order of execution.
+        outputs: Indices of the nodes that the model's output is made of.
+        logits: Global channel numbers ``(classes,)`` of the logits and of other outputs as wide, those of auxiliary
+            classifiers.
+        how: How the model was run.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    logits: list[Ints] = field(default_factory=list)
     how: str = ""
 
     def owners(self, ids: Ints) -> tuple[Ints, Ints]:

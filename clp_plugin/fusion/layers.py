@@ -11,14 +11,17 @@ from torch import nn
 
 from clp_plugin.errors import PairingError
 from clp_plugin.fusion.graph import ChannelGraph, Node
+from clp_plugin.fusion.heads import heads_of
 from clp_plugin.fusion.published import registration_layers
 from clp_plugin.fusion.tracing import trace
+from clp_plugin.fusion.unscored import keep_a_bias, unscored
 from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.types import Ints, LayerKind, Pairing
 
-_POOLS = ("pool", "mean", "sum", "amax")
+_HEAD = "classifier head: listed, not pruned"
+_LONE = "no BatchNorm before the next non-linearity or sum"
 
 
 def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "dataflow") -> FusedView:
@@ -42,7 +45,7 @@ def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "da
     if pairing == "registration":
         return FusedView(network, registration_layers(network), (), pairing, modules=modules)
     graphs = [trace(network, input_shape)]
-    layers = _layers(graphs[0])
+    layers, left_out = _layers(graphs[0]), unscored(graphs[0])
     wanted = {name for name, m in modules.items() if is_batchnorm(m) or isinstance(m, CONV_TYPES)}
     if owners := _owners(wanted - _executed(graphs[0]), graphs[0]):
         graphs += _graphs_in_training(network, input_shape, owners)
@@ -50,12 +53,15 @@ def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "da
         for graph in graphs[1:]:
             extra = (layer for layer in _layers(graph) if layer.name not in known)
             layers += [replace(layer, why=f"{layer.why}; training only") for layer in extra]
+            left_out = unscored(graph) | left_out
     executed = set().union(*map(_executed, graphs))
     scored = {part for layer in layers for part in (layer.name, *layer.conv)}
     inner = {name for name in executed if isinstance(modules[name], nn.Linear)} - scored
+    listed = {layer.name for layer in layers}
     return FusedView(
-        network, tuple(layers), tuple(graphs), pairing, tuple(sorted(inner)), tuple(sorted(wanted - executed)), modules
-    )
+        network, tuple(layers), tuple(graphs), pairing, tuple(sorted(inner)), tuple(sorted(wanted - executed)),
+        {name: why for name, why in left_out.items() if name not in listed}, modules,
+    )  # fmt: skip
 
 
 def _layers(graph: ChannelGraph) -> list[LinearLayer]:
@@ -63,17 +69,22 @@ def _layers(graph: ChannelGraph) -> list[LinearLayer]:
     for node in graph.nodes:
         if node.module:
             calls[node.module].append(node)
-    norms = {name: _norm_layer(graph, name, nodes) for name, nodes in calls.items() if nodes[0].op == "norm"}
+    norms = {name: _norm_layer(graph, name, nodes) for name, nodes in calls.items() if nodes[0].op == "batchnorm"}
     fused_convs = {conv for layer in norms.values() for conv in layer.conv}
-    heads = _heads(graph, fused_convs)
+    heads, left_out, biased = heads_of(graph), unscored(graph), keep_a_bias(graph)
     layers = []
     for name, nodes in calls.items():
-        if name in norms:
+        if name in norms and name in heads:
+            layers.append(replace(norms[name], kind="head", why=f"{_HEAD}; {norms[name].why}"))
+        elif name in heads and name not in fused_convs:
+            layers.append(_lone_layer(name, nodes[0], "head", _HEAD))
+        elif name in left_out:
+            continue
+        elif name in norms:
             layers.append(norms[name])
-        elif name in heads:
-            layers.append(_lone_layer(name, nodes[0], "head", "classifier head: listed, not pruned"))
         elif nodes[0].op == "conv" and name not in fused_convs:
-            layers.append(_lone_layer(name, nodes[0], "conv", "no BatchNorm before the next non-linearity or sum"))
+            bias = "a LayerNorm behind it puts out its bias for a silent channel" if name in biased else ""
+            layers.append(replace(_lone_layer(name, nodes[0], "conv", _LONE), unprunable=bias))
     return layers
 
 
@@ -118,34 +129,6 @@ def _fed_by(graph: ChannelGraph, node: Node) -> str:
         graph.nodes[p].module or graph.nodes[p].op for p in node.parents if graph.nodes[p].op not in ("conv", "linear")
     }
     return ", ".join(sorted(ops)[:3]) + (", ..." if len(ops) > 3 else "") or "a tensor of unknown origin"
-
-
-def _heads(graph: ChannelGraph, fused_convs: set[str]) -> set[str]:
-    """Linear maps and convolutions from which only element-wise operations, and for convolutions pools, lead out."""
-    heads: set[str] = set()
-    todo = [(index, False) for index in graph.outputs]
-    seen = set(todo)
-    while todo:
-        index, behind_linear = todo.pop()
-        node = graph.nodes[index]
-        if node.op == "linear" and node.module not in fused_convs:
-            heads.add(node.module)
-            behind_linear = True
-        elif node.op == "conv" and node.module not in fused_convs and not behind_linear:
-            heads.add(node.module)
-            continue
-        elif not _leads_on(node, behind_linear):
-            continue
-        for step in ((parent, behind_linear) for parent in node.parents):
-            if step not in seen:
-                seen.add(step)
-                todo.append(step)
-    return heads
-
-
-def _leads_on(node: Node, behind_linear: bool) -> bool:
-    is_pool = any(word in node.op for word in _POOLS)
-    return node.channelwise and len(node.parents) == 1 and "norm" not in node.op and not (is_pool and behind_linear)
 
 
 def _executed(graph: ChannelGraph) -> set[str]:

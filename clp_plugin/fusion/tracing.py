@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
 from clp_plugin.errors import PairingError
 from clp_plugin.fusion.following import ChannelFollower
 from clp_plugin.fusion.graph import ChannelGraph
 from clp_plugin.networks.copying import copy_of, shapes_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
+from clp_plugin.networks.outputs import logits_of, tensors_in
 
 
 def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Sequence[str] = ()) -> ChannelGraph:
@@ -64,19 +63,18 @@ def _follow(network: nn.Module, image: torch.Tensor, training_modules: Sequence[
     for name in training_modules:
         network.get_submodule(name).training = True
     for name, module in network.named_modules():
+        module.register_forward_pre_hook(follower.starting(name), prepend=True)
+        module.register_forward_hook(follower.ending)
         if is_batchnorm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
             module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True)
             module.register_forward_hook(follower.leaving(name, module))
     with torch.no_grad(), _no_fused_attention(), follower:
         output = network(image)
-    leaves = [t for t in tree_flatten(_plain(output))[0] if isinstance(t, torch.Tensor)]
-    follower.graph.outputs = sorted({n for t in leaves for n in follower.parents_of(t)})
+    follower.graph.outputs = sorted({n for t in tensors_in(output) for n in follower.parents_of(t)})
+    classes = len(follower.channels_of(logits_of(output)))
+    outputs = [follower.channels_of(tensor) for tensor in tensors_in(output)]
+    follower.graph.logits = [channels for channels in outputs if len(channels) == classes]
     return follower.graph
-
-
-def _plain(output: Any) -> Any:
-    """Dataclass-like outputs (Hugging Face's) as dictionaries, so that their tensors are found."""
-    return dict(output) if hasattr(output, "keys") and not isinstance(output, dict) else output
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.hooks import hooked
 from clp_plugin.networks.kinds import is_batchnorm
+from clp_plugin.networks.outputs import tensors_in
 
 _MOVED = 1e-9  # relative change above which a channel counts as moved, in float64
 
@@ -70,9 +71,9 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
         step = max(1, len(fused) // max_perturbed)
         chosen = fused[::step][:max_perturbed]
         wrong = tuple(layer.name for layer in chosen if not _moves_as_named(model, modules, layer, image, generator))
-        expected = _outputs(model(image))
+        expected = tensors_in(model(image))
         with _fused_in_place(modules, fused) as state:
-            found = _outputs(model(image))
+            found = tensors_in(model(image))
     error = max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     skipped = state.skipped | {layer.name for layer in reached if layer not in fused}
     wrong = tuple(sorted({*wrong, *state.too_early}))
@@ -99,13 +100,6 @@ def _calibrate_norms(model: nn.Module, image: Tensor, generator: torch.Generator
 
 def _between(low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
-
-
-def _outputs(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if hasattr(output, "values") else output
-    return [tensor for value in values if value is not None for tensor in _outputs(value)]
 
 
 def _relative(expected: Tensor, found: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -17,13 +18,14 @@ class LinearLayer:
     Attributes:
         name: The module to silence when a channel is pruned: the norm of a fused or diagonal layer, else the conv.
         kind: ``fused`` (conv then BatchNorm), ``diagonal`` (a BatchNorm fed by anything else), ``conv`` (no BatchNorm
-            before the next non-linearity), ``head`` (classifier: listed, never pruned).
+            before the next non-linearity), ``head`` (its channels are the logits': listed, never pruned).
         conv: Names of the convolutions (or linear maps) that the channels come from; several after a concatenation.
         norm: Name of the BatchNorm, or None.
         channels: K.
         source: ``(K,)`` position in ``conv`` that channel k comes from; -1 where it comes from no convolution.
         source_channel: ``(K,)`` output channel of that convolution; -1 likewise.
         why: One line for people.
+        unprunable: Why a mask cannot silence its channels, or "".
     """
 
     name: str
@@ -34,6 +36,7 @@ class LinearLayer:
     source: Ints
     source_channel: Ints
     why: str
+    unprunable: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class FusedView:
         pairing: ``dataflow`` or ``registration``.
         inner_linear: Linear modules inside the network that no BatchNorm follows (attention, MLP): not scored.
         unreached: Convolutions and norms that no run executes.
+        unscored: Name of what else is not scored, and why: a kernel that cannot be followed, or whose scale is undone.
     """
 
     model: nn.Module
@@ -56,6 +60,7 @@ class FusedView:
     pairing: Pairing = "dataflow"
     inner_linear: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    unscored: Mapping[str, str] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def layer(self, name: str) -> LinearLayer:
@@ -85,11 +90,14 @@ class FusedView:
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=4)
         lines = [f"{'layer':<{width}}  kind      channels  why"]
-        lines += [f"{ly.name:<{width}}  {ly.kind:<8}  {ly.channels:>8}  {ly.why}" for ly in self.layers]
+        for layer in self.layers:
+            why = f"{layer.why}; never pruned: {layer.unprunable}" if layer.unprunable else layer.why
+            lines.append(f"{layer.name:<{width}}  {layer.kind:<8}  {layer.channels:>8}  {why}")
         counts = ", ".join(f"{n} {kind}" for kind, n in self.counts().items() if n)
         lines.append(f"{len(self.layers)} layers ({counts or 'none'}); found by {self._how()}")
         if self.inner_linear:
             lines.append(f"{len(self.inner_linear)} linear maps inside the network have no BatchNorm: not scored")
+        lines += [f"not scored: {name}: {why}" for name, why in self.unscored.items()]
         if self.unreached:
             lines.append(f"never executed: {', '.join(self.unreached)}")
         return "\n".join(lines)

@@ -12,6 +12,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.fusion.view import FusedView, LinearLayer
 from clp_plugin.masking.apply import masked
 from clp_plugin.networks.copying import copy_of
+from clp_plugin.networks.outputs import logits_of
 from clp_plugin.types import Mask
 
 _TOLERANCE = 1e-4  # of float32 logits, relative; removing a channel changes the order of summation
@@ -61,7 +62,7 @@ def _without_silent_channels(model: nn.Module, layer: LinearLayer, image: torch.
         return model
     group(removable).prune()
     with torch.no_grad():
-        expected, found = model.eval()(image), smaller.eval()(image)
+        expected, found = logits_of(model.eval()(image)), logits_of(smaller.eval()(image))
     same = torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max()))
     return smaller if same else model
 

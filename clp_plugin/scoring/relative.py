@@ -44,7 +44,7 @@ class TypicalScales:
 
     def _of(self, node: Node) -> Floats | float:
         module = self._modules.get(node.module) if node.module else None
-        if node.op == "norm":
+        if node.op == "batchnorm":
             weight = getattr(module, "weight", None)
             return 1.0 if weight is None else weight.detach().double().cpu().abs().numpy()
         if node.op in ("conv", "linear") and module is not None:

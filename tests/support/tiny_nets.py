@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic.qat import ConvBn2d
+from torch.ao.quantization import disable_fake_quant, disable_observer, get_default_qat_qconfig
 from torch.nn import functional as F  # noqa: N812
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 Layers = dict[str, tuple[str, tuple[str, ...]]]  # name -> (kind, convolutions), in the order of execution
 
@@ -19,17 +21,17 @@ class Case:
     build: Callable[[], nn.Module]
     layers: Layers
     shape: tuple[int, ...] = (3, 8, 8)
+    unscored: frozenset[str] = frozenset()
 
 
 CASES: dict[str, Case] = {}
 
 
 def case(
-    layers: Layers, *, shape: tuple[int, ...] = (3, 8, 8), name: str = ""
+    layers: Layers, *, shape: tuple[int, ...] = (3, 8, 8), unscored: str = ""
 ) -> Callable[..., Callable[[], nn.Module]]:
     def register(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        key = name or build.__name__
-        CASES[key] = Case(key, build, layers, shape)
+        CASES[build.__name__] = Case(build.__name__, build, layers, shape, frozenset(unscored.split()))
         return build
 
     return register
@@ -99,7 +101,7 @@ def frozen_batchnorm() -> nn.Module:
     return _chain(FrozenBatchNorm2d)
 
 
-@case({"bn1": ("fused", ("conv1",)), "conv2": ("conv", ("conv2",))} | HEAD)
+@case(fused(bn1="conv1") | HEAD, unscored="conv2")
 def norm_without_statistics() -> nn.Module:
     net = _chain(nn.BatchNorm2d)
     net.bn2 = nn.BatchNorm2d(6, track_running_stats=False)  # depends on the batch: no fixed linear map
@@ -327,8 +329,10 @@ def convolutional_head() -> nn.Module:
     return Wired(forward, features=conv(3, 4), conv1=conv(4, 4), bn=nn.BatchNorm2d(4), classifier=conv(4, 3, 1))
 
 
-@case({"conv1": ("conv", ("conv1",))} | {f"fc{i}": ("head", (f"fc{i}",)) for i in (1, 2)} | HEAD)
-def three_linear_heads() -> nn.Module:
+@case({"conv1": ("conv", ("conv1",))} | HEAD)
+def three_linear_maps() -> nn.Module:
+    """Only the last is the head: the hidden ones put out no class."""
+
     def forward(n: nn.Module, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(F.relu(n.conv1(x)), 2).flatten(1)
         return n.fc(F.relu(n.fc2(F.dropout(F.relu(n.fc1(x)), training=n.training))))
@@ -373,6 +377,142 @@ def written_into_a_buffer() -> nn.Module:
     return Wired(
         forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), conv2=conv(3, 2), bn2=nn.BatchNorm2d(2), fc=nn.Linear(6, 3)
     )
+
+
+def _normalized(norm: nn.Module) -> nn.Module:
+    net = _chain(nn.BatchNorm2d)
+    net.bn2 = norm
+    return net
+
+
+@case(fused(bn1="conv1") | HEAD, unscored="conv2")
+def instance_norm() -> nn.Module:
+    return _normalized(nn.InstanceNorm2d(6, affine=True))
+
+
+@case(fused(bn1="conv1") | HEAD, unscored="conv2")
+def group_norm() -> nn.Module:
+    return _normalized(nn.GroupNorm(2, 6))
+
+
+@case(fused(bn1="conv1") | {"conv2": ("conv", ("conv2",))} | HEAD)
+def layer_norm() -> nn.Module:
+    """As in ConvNeXt, over the channels of each position."""
+    channels_last = nn.LayerNorm(6)
+    return _normalized(Wired(lambda n, x: n.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=channels_last))
+
+
+@case(fused(bn1="conv1", bn2="conv2") | HEAD, unscored="conv2")
+def half_instance_norm() -> nn.Module:
+    """As IBN-Net: half of the channels are normalized image by image, half by a BatchNorm."""
+
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        x = n.conv2(F.relu(n.bn1(n.conv1(x))))
+        return classify(n, F.relu(torch.cat([n.norm(x[:, :3]), n.bn2(x[:, 3:])], 1)))
+
+    return Wired(
+        forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), conv2=conv(4, 6), norm=nn.InstanceNorm2d(3),
+        bn2=nn.BatchNorm2d(3), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+class OwnConv(nn.Module):
+    """A convolution that is no nn.Conv2d."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(o, i, 3, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1)
+
+
+@case(fused(bn1="conv1") | HEAD, unscored="conv2 bn2")
+def convolution_in_a_module_of_ones_own() -> nn.Module:
+    net = _chain(nn.BatchNorm2d)
+    net.conv2 = OwnConv(4, 6)
+    return net
+
+
+@case(fused(bn1="conv1") | {"offset": ("conv", ("offset",))} | HEAD, unscored="conv2 bn2")
+def deformable() -> nn.Module:
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(n.bn1(n.conv1(x)))
+        return classify(n, F.relu(n.bn2(n.conv2(x, n.offset(x)))))
+
+    return Wired(
+        forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), offset=conv(4, 18), conv2=DeformConv2d(4, 6, 3, padding=1),
+        bn2=nn.BatchNorm2d(6), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+@case(fused(bn1="conv1") | HEAD, unscored="conv2 bn2")
+def scaled_before_its_norm() -> nn.Module:
+    """A learned gain a channel stands between convolution and BatchNorm: the kernel is another than the stored one."""
+
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        return classify(n, F.relu(n.bn2(n.conv2(F.relu(n.bn1(n.conv1(x)))) * n.gain)))
+
+    net = _chain(nn.BatchNorm2d)
+    net.gain = nn.Parameter(torch.linspace(0.5, 2, 6).view(1, 6, 1, 1))
+    net._wiring = forward
+    return net
+
+
+@case(fused(bn1="conv1") | HEAD, unscored="conv2 conv2.bn")
+def quantization_aware_block() -> nn.Module:
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        return classify(n, F.relu(n.conv2(F.relu(n.bn1(n.conv1(x))))))
+
+    block = ConvBn2d(4, 6, 3, padding=1, qconfig=get_default_qat_qconfig("fbgemm"))
+    block.apply(disable_observer)
+    block.apply(disable_fake_quant)
+    return Wired(forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), conv2=block, fc=nn.Linear(6, 3))
+
+
+@case(fused(bn1="conv1") | {"bn2": ("head", ("fc",))})
+def norm_on_the_logits() -> nn.Module:
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        return F.log_softmax(n.bn2(classify(n, F.relu(n.bn1(n.conv1(x))))), dim=1)
+
+    return Wired(forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, 3), bn2=nn.BatchNorm1d(3))
+
+
+@case(fused(bn1="conv1") | {"bn2": ("head", ("conv2",)), "bn3": ("head", ("short",))})
+def convolutions_with_norms_as_the_head() -> nn.Module:
+    """Class maps, summed over two branches, normalized by group and pooled."""
+
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(n.bn1(n.conv1(x)))
+        maps = n.norm(F.relu6(n.bn2(n.conv2(x)) + n.bn3(n.short(x))))
+        return F.max_pool2d(maps, 2).mean((2, 3))
+
+    return Wired(
+        forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), conv2=conv(4, 3, 1), bn2=nn.BatchNorm2d(3), short=conv(4, 3, 1),
+        bn3=nn.BatchNorm2d(3), norm=nn.GroupNorm(1, 3),
+    )  # fmt: skip
+
+
+@case(fused(bn1="conv1") | {f"fc{i}": ("head", (f"fc{i}",)) for i in (1, 2)})
+def mean_of_stacked_heads() -> nn.Module:
+    def forward(n: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(n.bn1(n.conv1(x))).mean((2, 3))
+        return torch.stack([n.fc1(x), n.fc2(x)]).mean(0)
+
+    return Wired(forward, conv1=conv(3, 4), bn1=nn.BatchNorm2d(4), fc1=nn.Linear(4, 3), fc2=nn.Linear(4, 3))
+
+
+@case(fused(bn1="conv1", bn2="conv2") | HEAD)
+def logits_beside_feature_maps() -> nn.Module:
+    """The maps that are returned with the logits are no classes."""
+
+    def forward(n: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        maps = F.relu(n.bn2(n.conv2(F.relu(n.bn1(n.conv1(x))))))
+        return {"features": maps, "logits": classify(n, maps)}
+
+    net = _chain(nn.BatchNorm2d)
+    net._wiring = forward
+    return net
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -15,6 +15,7 @@ from clp_plugin.defenses.shared.options import is_count, require_in_range
 from clp_plugin.errors import ConfigError
 from clp_plugin.images import augment
 from clp_plugin.networks.devices import device_of
+from clp_plugin.networks.outputs import logits_of
 from clp_plugin.networks.precision import memory_format, resolve
 from clp_plugin.types import ImageSet, Progress
 
@@ -145,16 +146,16 @@ def minibatches(
         yield Labeled(augment(batch.images, generator, padding=crop_padding, flip=flip), batch.labels)
 
 
-def forward(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def forward(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
     """Logits in float32, computed in bfloat16 where the device is made for it, as the attacked models are trained.
 
-    Of a model that gives several outputs in train mode (auxiliary heads) the first, which is its main one.
+    A model may return more than its logits, such as those of auxiliary heads in train mode.
     """
     dtype = resolve("auto", images.device)
     layout = memory_format(dtype, images.device)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = model(images.contiguous(memory_format=layout))
-    return (output if isinstance(output, Tensor) else output[0]).float()
+    return logits_of(output).float()
 
 
 def train_with_sgd(

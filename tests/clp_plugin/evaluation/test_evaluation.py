@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,11 @@ from fake_records import CLASSES, TinyNet, fake_record, normalized, random_image
 from torch import Tensor, nn
 
 from clp_plugin.errors import RecordError
+from clp_plugin.evaluation.many_masks import evaluate_masks
 from clp_plugin.evaluation.metrics import evaluate, predict
+from clp_plugin.fusion.layers import fuse
 from clp_plugin.images import ArrayImages
-from clp_plugin.types import Metrics, Record, TriggeredSet, defense_effectiveness
+from clp_plugin.types import Mask, Metrics, Record, TriggeredSet, defense_effectiveness
 
 
 def slow_class(model: nn.Module, images: ArrayImages, position: int) -> int:
@@ -103,6 +106,27 @@ def test_base_rate_is_of_the_twins_and_not_of_other_clean_images() -> None:
 def test_batch_size_changes_nothing(batch_size: int) -> None:
     record = fake_record(seed=3)
     assert evaluate(record.model, record, batch_size=batch_size) == evaluate(record.model, record)
+
+
+class Returning(nn.Module):
+    """A network that returns more than its logits."""
+
+    def __init__(self, network: nn.Module, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.wrap = network, wrap
+
+    def forward(self, images: Tensor) -> object:
+        return self.wrap(self.network(images))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: (t, t.sum()), lambda t: {"features": t[:, :2], "logits": t}])
+def test_model_that_returns_more_than_logits_is_judged_by_them(wrap: Callable[[Tensor], object]) -> None:
+    record = fake_record()
+    model = Returning(record.model, wrap).eval()
+    expected = evaluate(record.model, record)
+    assert evaluate(model, record) == expected
+    assert evaluate_masks(model, record, [Mask({})])[0].metrics == expected
+    assert [layer.name for layer in fuse(model, record.input_shape).layers if layer.kind == "head"]
 
 
 def test_model_in_training_mode_is_judged_in_eval_mode_and_its_weights_stay() -> None:

@@ -31,8 +31,10 @@ def described(view: FusedView) -> dict[str, tuple[str, tuple[str, ...]]]:
 def test_layers_of_every_tiny_net_are_those_written_by_hand(case: Case, net: nn.Module) -> None:
     view = fuse(net, case.shape)
     assert described(view) == case.layers
+    assert view.unscored.keys() == case.unscored
     for layer in view.layers:
-        assert layer.norm == (layer.name if layer.kind in ("fused", "diagonal") else None)
+        if layer.kind != "head":
+            assert layer.norm == (None if layer.kind == "conv" else layer.name)
         assert len(layer.source) == len(layer.source_channel) == layer.channels
         if layer.kind == "diagonal":
             assert (layer.source == -1).all()
@@ -215,6 +217,31 @@ def test_printing_shows_every_layer_and_why(build: Build) -> None:
     assert "4 layers (1 fused, 1 diagonal, 1 conv, 1 head)" in text
 
 
+REASONS = {
+    "group_norm": ("conv2", "native_group_norm behind it undoes any scale of its kernel"),
+    "half_instance_norm": ("conv2", "3 of 6 channels: native_batch_norm behind it"),
+    "deformable": ("bn2", "fed by deform_conv2d, whose kernel is not that of a convolution module"),
+    "convolution_in_a_module_of_ones_own": ("conv2", "its kernel is not that of a convolution module (convolution)"),
+    "scaled_before_its_norm": ("bn2", "mul between conv2 and it changes the kernel"),
+    "quantization_aware_block": ("conv2.bn", "div between conv2 and it changes the kernel"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_is_not_scored_is_named_with_the_reason(name: str, build: Build) -> None:
+    view = fuse(build(name), (3, 8, 8))
+    module, reason = REASONS[name]
+    assert reason in view.unscored[module]
+    assert f"not scored: {module}: {view.unscored[module]}" in str(view)
+
+
+def test_convolution_whose_silence_a_layer_norm_breaks_is_scored_and_marked(build: Build) -> None:
+    view = fuse(build("layer_norm"), (3, 8, 8))
+    assert "LayerNorm" in view.layer("conv2").unprunable
+    assert "never pruned" in next(line for line in str(view).splitlines() if line.startswith("conv2"))
+    assert view.layer("bn1").unprunable == ""
+
+
 def test_layer_of_unknown_name_is_a_key_error(build: Build) -> None:
     with pytest.raises(KeyError):
         fuse(build("plain"), (3, 8, 8)).layer("nothing")
@@ -227,14 +254,14 @@ def test_wrong_input_size_says_what_to_do(build: Build) -> None:
 
 def test_classifier_layers_of_torchvision_are_heads_and_gates_are_not() -> None:
     vgg = fuse(torchvision.models.vgg11(weights=None, init_weights=False), (3, 32, 32))
-    assert [ly.name for ly in vgg.layers if ly.kind == "head"] == ["classifier.0", "classifier.3", "classifier.6"]
+    assert [ly.name for ly in vgg.layers if ly.kind == "head"] == ["classifier.6"]
     squeeze = fuse(torchvision.models.squeezenet1_1(), (3, 64, 64))
     assert [ly.name for ly in squeeze.layers if ly.kind == "head"] == ["classifier.1"]
     mobile = fuse(torchvision.models.mobilenet_v3_small(), (3, 64, 64))
     gates = [ly for ly in mobile.layers if ".fc1" in ly.name or ".fc2" in ly.name]
     assert {ly.kind for ly in gates} == {"conv"}
     assert len(gates) == 18
-    assert [ly.name for ly in mobile.layers if ly.kind == "head"] == ["classifier.0", "classifier.3"]
+    assert [ly.name for ly in mobile.layers if ly.kind == "head"] == ["classifier.3"]
 
 
 def test_published_pairing_takes_the_last_conv_registered(build: Build) -> None:

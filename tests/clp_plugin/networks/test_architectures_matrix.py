@@ -19,12 +19,12 @@ from clp_plugin.fusion.verification import verify
 
 # name -> (input size, number of diagonal norms, number of heads); diagonal norms counted from the papers' drawings
 TORCHVISION = {
-    "alexnet": (96, 0, 3), "convnext_tiny": (64, 0, 1), "densenet121": (96, 4, 1), "efficientnet_b0": (96, 0, 1),
-    "efficientnet_v2_s": (64, 0, 1), "googlenet": (96, 0, 5), "inception_v3": (299, 0, 2), "maxvit_t": (224, 10, 2),
-    "mnasnet0_5": (96, 0, 1), "mobilenet_v2": (96, 0, 1), "mobilenet_v3_small": (96, 0, 2), "regnet_x_400mf": (96, 0, 1),
+    "alexnet": (96, 0, 1), "convnext_tiny": (64, 0, 1), "densenet121": (96, 4, 1), "efficientnet_b0": (96, 0, 1),
+    "efficientnet_v2_s": (64, 0, 1), "googlenet": (96, 0, 3), "inception_v3": (299, 0, 2), "maxvit_t": (224, 10, 1),
+    "mnasnet0_5": (96, 0, 1), "mobilenet_v2": (96, 0, 1), "mobilenet_v3_small": (96, 0, 1), "regnet_x_400mf": (96, 0, 1),
     "regnet_y_400mf": (96, 0, 1), "resnet18": (96, 0, 1), "resnext50_32x4d": (64, 0, 1), "wide_resnet50_2": (64, 0, 1),
     "shufflenet_v2_x0_5": (96, 0, 1), "squeezenet1_1": (96, 0, 1), "swin_t": (64, 0, 1), "swin_v2_t": (64, 0, 1),
-    "vgg11": (32, 0, 3), "vgg11_bn": (32, 0, 3), "vit_b_16": (224, 0, 1),
+    "vgg11": (32, 0, 1), "vgg11_bn": (32, 0, 1), "vit_b_16": (224, 0, 1),
 }  # fmt: skip
 TIMM = {
     "resnetv2_50": 64, "seresnet50": 64, "skresnet18": 96, "resnest14d": 64, "res2net50_26w_4s": 64, "dla34": 64,
