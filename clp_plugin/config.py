@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_text_atomically
+from clp_plugin.files.reading import read_yaml
 
 APP = "clp-plugin"
 CONFIG_VARIABLE = "CLP_PLUGIN_CONFIG"
@@ -61,11 +62,11 @@ def load_settings() -> Settings:
     """
     path = config_file()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Settings()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+        content = read_yaml(path, raises=ConfigError)
+    except ConfigError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Settings()
+        raise
     try:
         return Settings.model_validate({} if content is None else content)
     except ValidationError as error:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clp_plugin.errors import RegistryError, unknown_name
+from clp_plugin.files.reading import read_yaml
 from clp_plugin.imports import import_object
 
 Kind = Literal["toolboxes", "defenses", "attacks"]
@@ -168,12 +168,7 @@ def _own_facts(thing: object) -> dict[str, Any]:
 
 
 def _read_file(path: Path, *, origin: str) -> Iterable[tuple[Kind, str, Entry]]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
-    except OSError as error:
-        raise RegistryError(f"cannot read the registry {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, raises=RegistryError, unique_keys=True)
     for section, entries in _mapping(content, str(path)).items():
         if section not in KINDS:
             raise RegistryError(f"{path}: " + unknown_name("section", str(section), KINDS))
@@ -209,16 +204,3 @@ def _validated(facts: dict[str, Any], where: str) -> Entry:
 
 def _plain(dataset: str) -> str:
     return dataset.casefold().translate({ord(sign): None for sign in "-_ "})
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Plain data only, and no name twice: YAML itself would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands here twice", key_node.start_mark)
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep=deep))

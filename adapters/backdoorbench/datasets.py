@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clp_plugin.errors import RecordError, unknown_name
+from clp_plugin.files.reading import read_bytes, read_csv
 from clp_plugin.images import ArrayImages
 
 from ..image_sets import cifar_batches
@@ -21,6 +23,8 @@ from .toolbox_facts import ROOT_VARIABLE
 
 Split = Literal["train", "test"]
 _GTSRB_CLASSES = 43
+_ANY = -1  # number of images
+_LARGEST_MNIST = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,29 @@ def _cifar(facts: DatasetFacts, folder: Path, files: tuple[str, ...], labels: st
 
 
 def _mnist(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages:
-    from torchvision.datasets import MNIST
+    part = {"train": "train", "test": "t10k"}[split]
+    pixels = _idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", (_ANY, 28, 28))
+    labels = _idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", (_ANY,))
+    if len(labels) and labels.max() >= facts.num_classes:
+        raise RecordError(f"{root}: MNIST has labels up to {labels.max()}, expected 0 to {facts.num_classes - 1}")
+    return ArrayImages(pixels[:, None], labels.astype(np.int64), facts.mean, facts.std)
 
-    try:
-        found = MNIST(str(root), train=split == "train", download=False)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise RecordError(f"{root}: expected MNIST/raw/*-ubyte as torchvision keeps it ({error})") from error
-    return ArrayImages(found.data.numpy()[:, None], found.targets.numpy().astype(np.int64), facts.mean, facts.std)
+
+def _idx(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Bytes with a header: two zeros, 8 for bytes, the number of dimensions, then each of them, big-endian."""
+    content = read_bytes(file, raises=RecordError, limit=_LARGEST_MNIST)
+    start = 4 + 4 * len(shape)
+    sides = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    expected = (sides[0], *shape[1:])
+    if (
+        content[:4] != bytes([0, 0, 8, len(shape)])
+        or tuple(sides) != expected
+        or len(content) - start != math.prod(sides)
+    ):
+        raise RecordError(
+            f"{file}: expected MNIST's bytes of shape {shape}, found {len(content)} bytes; unpack it again"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(expected)
 
 
 def _from_files(facts: DatasetFacts, files: Sequence[Path], labels: Sequence[int]) -> FileImages:
@@ -169,13 +189,15 @@ def _gtsrb(root: Path, split: Split) -> tuple[list[Path], list[int]]:
 
 
 def _gtsrb_table(folder: Path, name: str) -> tuple[list[Path], list[int]]:
+    rows = read_csv(folder / name, raises=RecordError, delimiter=";")
     try:
-        with (folder / name).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter=";"))
         if not rows:
             raise ValueError("no rows")
-        return [folder / row["Filename"] for row in rows], [int(row["ClassId"]) for row in rows]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        labels = [int(row["ClassId"]) for row in rows]
+        if not 0 <= min(labels) <= max(labels) < _GTSRB_CLASSES:
+            raise ValueError(f"classes {min(labels)} to {max(labels)}")
+        return [folder / row["Filename"] for row in rows], labels
+    except (KeyError, ValueError) as error:
         raise RecordError(
             f"{folder / name}: expected a table Filename;...;ClassId of GTSRB, found {type(error).__name__}: {error}"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from clp_plugin.errors import ConfigError, unknown_name
 
-from ..driving.scripts import command_line, declared_options, read_yaml
+from ..driving.scripts import command_line, declared_options, read_configuration
 from .attack_result import AttackResult
 
 _PUBLISHED = (
@@ -125,7 +125,7 @@ def plan(
     _require_treatable(method, defense, result)
     declared = declared_options(checkout / defense.script)
     configured = _configuration(checkout, defense, result.dataset)
-    content = read_yaml(checkout / configured)
+    content = read_configuration(checkout / configured)
     forced: dict[str, object] = {
         "result_file": record_name, "yaml_path": f"./{configured.as_posix()}", "dataset": result.dataset,
         "model": result.model_name, "device": device, "random_seed": seed, "num_workers": 0 if device == "cpu" else 4,

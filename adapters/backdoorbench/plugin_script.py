@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clp_plugin.adapters.driving.scripts import read_yaml
+from clp_plugin.adapters.driving.scripts import read_configuration
 from clp_plugin.cli.console import guarded, say
 
 _TOOLBOX = "backdoorbench"
@@ -80,7 +80,11 @@ def _settings(given: argparse.Namespace, root: Path) -> dict[str, Any]:
     named = folder / f"{given.dataset}.yaml"
     path = given.yaml_path or (named if named.is_file() else folder / "config.yaml")
     defaults = {"method": "clp", "device": "auto", "random_seed": 0}
-    return {**defaults, **read_yaml(path), **{key: value for key, value in vars(given).items() if value is not None}}
+    return {
+        **defaults,
+        **read_configuration(path),
+        **{key: value for key, value in vars(given).items() if value is not None},
+    }
 
 
 def _range(settings: dict[str, Any]) -> str | None:

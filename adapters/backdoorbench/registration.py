@@ -11,6 +11,7 @@ import yaml
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.checkpoints import write_text_atomically
+from clp_plugin.files.reading import read_text
 
 NAME = "clp_plugin"
 _MARK = "# Written by `bench toolbox register backdoorbench`; `--remove` takes it out."
@@ -99,6 +100,6 @@ def _remove(ours: list[Path]) -> list[Path]:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8").startswith(_MARK)
-    except (OSError, UnicodeDecodeError):
+        return read_text(path, raises=ConfigError).startswith(_MARK)
+    except ConfigError:
         return False

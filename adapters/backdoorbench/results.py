@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clp_plugin.errors import CheckpointError, RecordError
+from clp_plugin.files.reading import read_text
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 from .attack_result import read_count, read_state_dict
@@ -83,8 +85,8 @@ def read_reported(folder: Path, method: str) -> dict[str, float]:
     if defense is None or not (folder / defense.summary).is_file():
         return {}
     try:
-        frame = pd.read_csv(folder / defense.summary, index_col=0)
-    except ValueError:  # a script that was killed leaves tables without a row, or without a column
+        frame = pd.read_csv(io.StringIO(read_text(folder / defense.summary, raises=RecordError)), index_col=0)
+    except (RecordError, ValueError):  # a script that was killed leaves tables without a row, or without a column
         return {}
     if frame.empty:
         return {}

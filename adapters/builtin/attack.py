@@ -17,6 +17,7 @@ from torch import nn
 from clp_plugin.errors import RecordError
 from clp_plugin.files.atomic import delete, write_json_atomically
 from clp_plugin.files.locks import claimed
+from clp_plugin.files.reading import read_json
 from clp_plugin.networks.devices import pick_device, seeded
 from clp_plugin.networks.precision import resolve
 from clp_plugin.records.adapter import TRAINING_SAMPLE
@@ -216,10 +217,9 @@ def _differing(unfinished: Path, settings: AttackSettings) -> list[str]:
     """In what an unfinished run has other settings; nothing where there is none."""
     if not unfinished.exists():
         return []
-    try:
-        found = json.loads(unfinished.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{unfinished}: cannot be read ({error}); delete the folder {unfinished.parent}") from error
+    found = read_json(unfinished, raises=RecordError, advice=f"delete the folder {unfinished.parent}")
+    if not isinstance(found, dict):
+        raise RecordError(f"{unfinished}: expected settings, found {type(found).__name__}; delete the folder")
     wanted = _as_stored(settings)
     return sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from clp_plugin.errors import RecordError
 from clp_plugin.files.atomic import delete, write_atomically, write_json_atomically
 from clp_plugin.files.checkpoints import save_weights
 from clp_plugin.files.hashing import sha256
+from clp_plugin.files.reading import open_regular, read_json
+from clp_plugin.files.torch_files import require_header
 from clp_plugin.types import Ints, TargetRule
 
 SCHEMA_VERSION = 2
@@ -144,16 +145,10 @@ def read_description(path: Path) -> Description:
         RecordError: If it is missing, unfinished, damaged, or written by another version.
     """
     file = path / DESCRIPTION
+    if (path / UNFINISHED).is_file() and not file.exists():
+        raise RecordError(f"{path}: unfinished; run the same `bench attack` command again, it goes on where it stopped")
+    data = read_json(file, raises=RecordError, advice="expected a record made by `bench attack`")
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if (path / UNFINISHED).is_file():
-            raise RecordError(
-                f"{path}: unfinished; run the same `bench attack` command again, it goes on where it stopped"
-            ) from error
-        raise RecordError(f"{file}: cannot be read ({error}); expected a record made by `bench attack`") from error
-    try:
-        data = json.loads(text)
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise RecordError(
@@ -161,8 +156,6 @@ def read_description(path: Path) -> Description:
                 "open it with the version of clp-plugin that wrote it, or attack again"
             )
         return TypeAdapter(Description).validate_python(data)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{file}: not JSON (line {error.lineno}: {error.msg}); the file is damaged") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "top level"
@@ -193,7 +186,11 @@ def read_trigger(path: Path) -> dict[str, NDArray[Any]]:
 
 def _load_arrays(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        return dict(load_file(str(file)))
+        with open_regular(file, raises=RecordError) as opened:
+            require_header(opened)
+        return dict(load_file(file))
+    except RecordError:
+        raise
     except Exception as error:  # safetensors has its own error types
         raise RecordError(f"{file}: not readable ({type(error).__name__}: {error}); copy it again") from error
 

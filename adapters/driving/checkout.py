@@ -12,6 +12,9 @@ from clp_plugin.config import config_file, load_settings
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.checkpoints import staged_folder
 
+# Hooks and file monitors of a stranger's checkout are programs; git would start them.
+_RUNNING_NOTHING = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
+
 
 @dataclass(frozen=True)
 class CheckoutFacts:
@@ -96,14 +99,23 @@ def _required(facts: CheckoutFacts, place: Path, found_by: str) -> Path:
 
 
 def commit_of(root: Path) -> str:
-    """The commit that is checked out, with ``+changes`` if tracked files differ; empty if git knows of none."""
+    """The commit that is checked out, with ``+changes`` if tracked files differ; empty if git knows of none.
+
+    Nothing that the checkout's own git configuration names is run, and nothing in it is written or fetched.
+    """
     if shutil.which("git") is None:
         return ""
-    head = _git(["-C", str(root), "rev-parse", "--verify", "HEAD"])
-    top = _git(["-C", str(root), "rev-parse", "--show-toplevel"])
-    if head.returncode or Path(top.stdout.strip()).resolve() != root.resolve():
+    here = ["-C", str(root)]
+    head = _git([*here, "rev-parse", "--verify", "HEAD"])
+    top = _git([*here, "rev-parse", "--show-toplevel"])
+    settings = _git([*here, "config", "--list", "--name-only", "-z"])
+    filters = [key for key in settings.stdout.split("\0") if key.startswith("filter.")]
+    if head.returncode or Path(top.stdout.strip()).resolve() != root.resolve() or any("=" in key for key in filters):
         return ""
-    changed = _git(["-C", str(root), "status", "--porcelain", "--untracked-files=no"])
+    unset = [part for key in filters for part in ("-c", f"{key}=")]
+    alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
+    status = ["status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
+    changed = _git([*unset, *here, *status], **alone)
     return head.stdout.strip() + "+changes" * bool(changed.stdout.strip())
 
 
@@ -149,11 +161,18 @@ def _must(arguments: list[str], problem: str) -> None:
         raise ConfigError(f"{problem} (git: {said})")
 
 
-def _git(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def _git(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("git") is None:
         raise ConfigError("git is not installed, and is needed to clone or to identify a toolbox; install git")
     # Never wait for a password: a source that asks for one is a mistake.
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **variables}
+    command = ["git", *_RUNNING_NOTHING, *arguments]
     return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clp_plugin.errors import ConfigError, unknown_name
+from clp_plugin.files.reading import read_text, read_yaml
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ def declared_options(script: Path, *others: Path) -> dict[str, Declared]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about their code: users can do nothing
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+                tree = ast.parse(read_text(path, raises=ConfigError))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the latter two: nested too deeply
             raise ConfigError(f"cannot read {path} as Python: {error}; is the checkout whole?") from error
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
@@ -56,16 +55,13 @@ def _declared(call: ast.Call) -> dict[str, Declared]:
     return {name[2:]: Declared(flag, own) for name in names if name.startswith("--")}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_configuration(path: Path) -> dict[str, Any]:
     """A configuration file of the toolbox.
 
     Raises:
         ConfigError: If it cannot be read or holds no names.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, raises=ConfigError)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected names with values, found {content!r}")
     return {str(key): value for key, value in content.items()}

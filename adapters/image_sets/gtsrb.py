@@ -6,12 +6,12 @@ field: an image is the sign with its border of about a tenth.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from clp_plugin.errors import RecordError
+from clp_plugin.files.reading import read_csv
 
 from .image_folder import FileList, ImageTree, list_classes, listing
 
@@ -81,10 +81,10 @@ def _list_test(root: Path) -> FileList:
 
 def _read_table(file: Path) -> dict[str, int]:
     """Name of each test image -> its class."""
+    rows = read_csv(file, raises=RecordError, delimiter=";")
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            labels = {row["Filename"]: int(row["ClassId"]) for row in csv.DictReader(opened, delimiter=";")}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        labels = {row["Filename"]: int(row["ClassId"]) for row in rows}
+    except (KeyError, ValueError) as error:
         raise RecordError(
             f"{file}: expected a table with the columns Filename and ClassId between semicolons, found "
             f"{type(error).__name__}: {error}; copy it again (GT-final_test.test.csv is another, without labels)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clp_plugin.errors import RecordError
+from clp_plugin.files.reading import open_regular
 from clp_plugin.images import ArrayImages, normalize
 from clp_plugin.types import Ints
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 KEEP_BYTES = 1 << 30  # decoded images are kept up to this size, larger sets are decoded again each time
+# What data sets are made of. Pillow knows more, and gives EPS to Ghostscript whatever the file is called.
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 89_478_485  # from here on Pillow itself warns of decompression bombs
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
 
@@ -60,24 +66,41 @@ class DecodedFiles:
             return np.stack(list(pool.map(lambda position: decode(self.files[position], self.shape), positions)))
 
 
+@contextmanager
+def open_image(file: Path) -> Iterator[Image.Image]:
+    """An image that is decoded when it is used, within the block; its size is known before.
+
+    Raises:
+        RecordError: Naming the file, if it is missing, no ordinary file, of another format, too large or damaged.
+    """
+    try:
+        with (
+            open_regular(file, raises=RecordError, expected="an image") as opened,
+            Image.open(opened, formats=FORMATS) as image,
+        ):
+            if math.prod(image.size) > MOST_PIXELS:
+                raise RecordError(f"{file} has {image.width} x {image.height} pixels, expected at most {MOST_PIXELS}")
+            yield image
+    except RecordError:
+        raise
+    except UnidentifiedImageError as error:
+        raise RecordError(f"{file} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # PIL raises half a dozen types on damaged files
+        raise RecordError(f"{file} cannot be read as an image ({error}); copy it again") from error
+
+
 def decode(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """One image as ``(C, H, W)`` uint8.
 
     Raises:
-        RecordError: Naming the file, if it is missing or damaged.
+        RecordError: As :func:`open_image`.
     """
     channels, height, width = shape
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert(_MODES[channels])
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise RecordError(f"{file} is missing; copy the record or the data set again, whole") from error
-    except Exception as error:  # PIL raises half a dozen types on damaged files
-        raise RecordError(f"{file} cannot be read as an image ({error}); copy it again") from error
-    pixels = np.asarray(image)
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    with open_image(file) as opened:
+        image = opened.convert(_MODES[channels])
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 from clp_plugin.errors import RecordError
 from clp_plugin.types import Ints
 
+from .image_files import open_image
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 TEST_FOLDERS = ("test", "val")
 _CHUNK = 256
@@ -92,22 +94,16 @@ def decode(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
 
 def native_size(file: Path) -> int:
     """The shorter side of an image, in pixels."""
-    try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{file}: not a readable image ({error})") from error
+    with open_image(file) as image:
+        return min(image.size)
 
 
 def _decode_one(file: Path, size: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's PNG reader: SyntaxError
-        raise RecordError(f"{file}: not a readable image ({error}); remove it or copy it again") from error
+    with open_image(file) as opened:
+        image = opened.convert("RGB")
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        return np.asarray(image).transpose(2, 0, 1)
 
 
 def list_classes(split: Path, classes: list[str]) -> FileList:

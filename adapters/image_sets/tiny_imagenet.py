@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clp_plugin.errors import RecordError
+from clp_plugin.files.reading import read_text
 
 from .image_folder import SUFFIXES, FileList, ImageTree, list_classes, listing
 
@@ -88,8 +89,4 @@ def _labelled(val: Path, line: str, files: dict[str, Path], labels: dict[str, in
 
 def _lines(file: Path) -> list[str]:
     """The lines that are not blank."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file}: cannot be read ({error}); unpack the archive again") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file, raises=RecordError).splitlines() if line.strip()]

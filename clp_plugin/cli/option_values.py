@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.reading import parse_yaml
 
 
 def parse_options(given: Iterable[str], *, flag: str = "--option") -> dict[str, Any]:
@@ -33,6 +32,6 @@ def parse_options(given: Iterable[str], *, flag: str = "--option") -> dict[str, 
 
 def _value(name: str, text: str, flag: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{flag} {name}: cannot read the value {text!r}: {' '.join(str(error).split())}") from error
+        return parse_yaml(text) if text else ""
+    except ValueError as error:
+        raise ConfigError(f"{flag} {name}: cannot read the value {text!r}: {error}") from error

@@ -96,7 +96,7 @@ def read_json(path: Path, *, raises: type[ClpError], advice: str = "copy it agai
     try:
         return parse_json(read_text(path, raises=raises))
     except ValueError as error:
-        raise raises(f"{path} is not valid JSON: {error}; {advice}") from error
+        raise raises(f"{path} is not JSON: {error}; {advice}") from error
 
 
 def parse_json(text: str) -> object:
@@ -139,9 +139,8 @@ def parse_yaml(text: str, *, unique_keys: bool = False) -> object:
     Raises:
         ValueError: If it is no YAML, nested too deeply, or grows beyond measure.
     """
-    loader = (_UniqueKeyLoader if unique_keys else _BoundedLoader)(text)
     try:
-        content: object = loader.get_single_data()
+        content: object = (_UniqueKeyLoader if unique_keys else _BoundedLoader)(text).get_single_data()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except Exception as error:  # constructors raise whatever int(), date() and regular expressions do
@@ -201,7 +200,9 @@ class _UniqueKeyLoader(_BoundedLoader):
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands here twice", key_node.start_mark)
             seen.add(key)
         return dict(super().construct_mapping(node, deep=deep))

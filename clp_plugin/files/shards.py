@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clp_plugin.errors import CheckpointError
 from clp_plugin.files.atomic import staged_folder
+from clp_plugin.files.reading import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
     Raises:
         CheckpointError: If the index is damaged, or names a file that is missing or lies elsewhere.
     """
+    content: Any = read_json(index, raises=CheckpointError)
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = content["weight_map"]
         shards = {str(key): str(shard) for key, shard in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: expected an index with weight_map: {{KEY: FILE}}, found {type(error).__name__}: {error}"
         ) from error

@@ -37,7 +37,7 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledC
     """The object stored in a checkpoint file, on the CPU.
 
     Dense tensors, plain containers and numeric numpy arrays load; a file that names any other global is refused, and
-    nothing in it is run. Checksums are verified where the file has them. Parameters load as tensors.
+    nothing in it is run. Checksums are verified where the file has them.
 
     Args:
         path: A file written by torch.save (any format) or safetensors, whatever its suffix.
@@ -56,7 +56,7 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledC
         try:
             if (what := foreign_format(file)) is not None:
                 raise CheckpointError(f"this is {what}")
-            return _read(path, file, size, classes=(classes or PickledClasses()) if trust else None)
+            return _read(path, file, classes=(classes or PickledClasses()) if trust else None)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except ForeignGlobalsError as error:
@@ -88,10 +88,10 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _read(path: Path, file: IO[bytes], size: int, *, classes: PickledClasses | None) -> object:
+def _read(path: Path, file: IO[bytes], *, classes: PickledClasses | None) -> object:
     """The content; with ``classes`` by torch's own unpickling, which runs what it is told to."""
     if form_of(file) == "safetensors":
-        return _read_safetensors(path, file, size)
+        return _read_safetensors(path, file)
     if classes is None:
         return read_torch_stream(file)
     import warnings
@@ -103,13 +103,22 @@ def _read(path: Path, file: IO[bytes], size: int, *, classes: PickledClasses | N
         return torch.load(file, map_location="cpu", weights_only=False, pickle_module=classes.pickle_module())
 
 
-def _read_safetensors(path: Path, file: IO[bytes], size: int) -> object:
+def _read_safetensors(path: Path, file: IO[bytes]) -> object:
     from safetensors.torch import load_file
 
-    header = int.from_bytes(file.read(8), "little")
-    if header > min(size, _LARGEST_HEADER):
-        raise ValueError(f"declares a header of {header} bytes")
+    require_header(file)
     return load_file(path)
+
+
+def require_header(file: IO[bytes]) -> None:
+    """Refuse a safetensors file whose header, which is parsed as a whole, is larger than any that names tensors.
+
+    Raises:
+        ValueError: With its size.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise ValueError(f"declares a header of {size} bytes")
 
 
 def _foreign(path: Path, names: list[str]) -> str:
@@ -264,8 +273,10 @@ def _torch_globals(budget: _Budget) -> dict[str, object]:
         "torch._utils._rebuild_tensor": Maker(tensor),
         "torch._utils._rebuild_tensor_v2": Maker(tensor),
         "torch._utils._rebuild_tensor_v3": Maker(tensor_of_bytes),
-        "torch._utils._rebuild_parameter": Maker(lambda data, *_: data),
-        "torch._utils._rebuild_parameter_with_state": Maker(lambda data, *_: data),
+        "torch._utils._rebuild_parameter": Maker(lambda data, grad, *_: torch.nn.Parameter(data, bool(grad))),
+        "torch._utils._rebuild_parameter_with_state": Maker(
+            lambda data, grad, *_: torch.nn.Parameter(data, bool(grad))
+        ),
         "torch._tensor._rebuild_from_type_v2": Maker(of_type),
     }
 

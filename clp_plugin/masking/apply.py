@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from clp_plugin.errors import MaskError, unknown_name
 from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.files.reading import read_json
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.wrappers import unwrap
@@ -96,11 +96,11 @@ def load_mask(path: Path) -> Mask:
         MaskError: If the file is missing or is no mask.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = read_json(path, raises=MaskError)
         if data["schema_version"] != _SCHEMA:
             raise MaskError(f"{path}: mask schema {data['schema_version']}, this version reads {_SCHEMA}")
         return Mask.from_json(data["layers"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise MaskError(
             f"{path}: expected a mask written by save_mask, found {type(error).__name__}: {error}"
         ) from error

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_json_atomically
 from clp_plugin.files.locks import finished
+from clp_plugin.files.reading import read_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,12 +152,7 @@ def load_outcome(path: Path) -> Outcome:
     Raises:
         ConfigError: If the file is missing, no JSON, of another schema version, or lacks something.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the outcome {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, raises=ConfigError)
     if not isinstance(content, dict) or "schema_version" not in content:
         raise ConfigError(f"{path} is not an outcome: expected a JSON object with schema_version {SCHEMA_VERSION}")
     if content["schema_version"] != SCHEMA_VERSION:
@@ -203,8 +199,8 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
 def _looks_like_an_outcome(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(path, raises=ConfigError)
+    except ConfigError:
         return False
     return '"schema_version"' in text and '"protocol"' in text
 

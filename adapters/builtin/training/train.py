@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from clp_plugin.errors import ConfigError, RecordError
+from clp_plugin.errors import CheckpointError, ConfigError, RecordError
 from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.images import ArrayImages
 
 from .hooks import BatchHook
@@ -124,12 +125,10 @@ class _Keeper:
             return
         advice = f"delete {self.path} to start this training anew"
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = state["identity"]
-        except Exception as error:  # torch, zip and pickle raise many types on a damaged file
-            raise RecordError(
-                f"{self.path}: not a readable training state ({type(error).__name__}); {advice}"
-            ) from error
+            state: Any = read_pickle_checkpoint(self.path)
+            found = dict(state["identity"])
+        except (CheckpointError, LookupError, TypeError, ValueError) as error:
+            raise RecordError(f"{self.path}: not a readable training state ({error}); {advice}") from error
         wanted = self.run.identity()
         differing = [key for key in wanted if found.get(key) != wanted[key]]
         if differing:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.reading import read_text
 from clp_plugin.records.opening import locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.store.layout import LOGS
@@ -77,7 +79,12 @@ def _correlation(path: Path) -> pd.DataFrame | None:
     import pandas as pd
 
     tables = sorted((path / "analysis").glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
-    return pd.read_csv(tables[-1]) if tables else None
+    if not tables:
+        return None
+    try:
+        return pd.read_csv(io.StringIO(read_text(tables[-1], raises=ConfigError)))
+    except ValueError as error:
+        raise ConfigError(f"{tables[-1]} is not a table: {error}; run `bench correlate` again") from error
 
 
 def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:

@@ -172,7 +172,7 @@ def test_labels_of_files_cost_no_decoding(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_missing_file_of_a_table_is_named(tmp_path: Path) -> None:
     write_gtsrb(tmp_path)
     (tmp_path / "Test/00008.ppm").unlink()
-    with pytest.raises(RecordError, match=r"Test.00008\.ppm is missing"):
+    with pytest.raises(RecordError, match=r"Test.00008\.ppm: No such file"):
         everything(read("gtsrb", tmp_path, "test"))
 
 

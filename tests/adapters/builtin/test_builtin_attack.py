@@ -364,7 +364,7 @@ def test_an_edited_description_is_told(folder: Path, changes: dict[str, Any], me
 
 def test_a_description_that_is_not_json_is_told(folder: Path) -> None:
     (folder / "record.json").write_text('{"attack": ')
-    with pytest.raises(RecordError, match=r"record\.json: not JSON"):
+    with pytest.raises(RecordError, match=r"record\.json is not JSON"):
         BuiltinAdapter().open(folder)
 
 

@@ -179,7 +179,7 @@ def test_other_test_classes_are_named(tmp_path: Path) -> None:
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     make_tree(tmp_path, ("a", "b"), size=8)
     (tmp_path / "train" / "b" / "0001.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(RecordError, match=r"0001\.png: not a readable image"):
+    with pytest.raises(RecordError, match=r"0001\.png cannot be read as an image"):
         load_dataset("folder", path=tmp_path)
 
 

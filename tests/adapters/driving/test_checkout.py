@@ -209,3 +209,29 @@ def test_without_git_a_clone_says_so_and_a_commit_is_not_known(
     with pytest.raises(ConfigError, match="git is not installed"):
         install(BACKDOORBENCH, tmp_path / "bench", source=str(repository), ref="main")
     assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.parametrize("named", ["core.fsmonitor", "filter.x.clean", "filter.x.process", "hook"])
+def test_identifying_a_checkout_runs_nothing_that_it_names(tmp_path: Path, repository: Path, named: str) -> None:
+    ran = tmp_path / "ran"
+    program = tmp_path / "program.sh"
+    program.write_text(f"#!/bin/sh\ntouch '{ran}'\ncat\n")
+    program.chmod(0o755)
+    if named == "hook":
+        (repository / ".git/hooks/post-index-change").write_text(program.read_text())
+        (repository / ".git/hooks/post-index-change").chmod(0o755)
+    else:
+        git(repository, "config", named, str(program))
+        write(repository / ".git/info/attributes", "* filter=x\n")
+    commit = commit_of(repository)
+    for mark in MARKS:  # git has to look into the files
+        os.utime(repository / mark, (1, 1))
+    assert commit_of(repository) == commit != ""
+    assert not ran.exists()
+    git(repository, "status")
+    assert ran.exists(), "git itself must run it, or the test proves nothing"
+
+
+def test_a_checkout_whose_filters_cannot_be_switched_off_is_not_identified(tmp_path: Path, repository: Path) -> None:
+    git(repository, "config", "filter.a=b.clean", "true")
+    assert commit_of(repository) == ""

@@ -111,7 +111,7 @@ def test_file_of_another_kind_says_what_is_wrong(tmp_path: Path, text: str, mess
 
 
 def test_missing_file_and_folder_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read the outcome .*x\.json"):
+    with pytest.raises(ConfigError, match=r"cannot read .*x\.json"):
         load_outcome(tmp_path / "x.json")
     with pytest.raises(ConfigError, match=r"there is no folder"):
         load_outcomes(tmp_path / "nowhere")
