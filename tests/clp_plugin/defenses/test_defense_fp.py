@@ -241,7 +241,8 @@ def test_pruned_channels_stay_silent_and_the_others_are_tuned(name: str) -> None
     ((layer, pruned),) = repaired.mask.pruned.items()
     assert pruned.sum() == len(pruned) // 2
     assert not any(module.training or module._forward_hooks for module in model.modules())
-    model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    # A copy: an activation in place would overwrite what the layer puts out, and may silence any channel.
+    model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
     model(loaded(images, model).images)
     (maps,) = seen
     assert not maps[:, pruned].any()
