@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clp_plugin.masking.apply import apply_mask as apply_mask
     from clp_plugin.masking.apply import masked as masked
     from clp_plugin.records.opening import open_record as open_record
+    from clp_plugin.records.parts import record_from as record_from
     from clp_plugin.scoring.lipschitz import score as score
     from clp_plugin.selection.outliers import select as select
     from clp_plugin.types import Mask as Mask
@@ -50,6 +51,7 @@ _HOME_OF = {
     "fuse": "fusion.layers",
     "masked": "masking.apply",
     "open_record": "records.opening",
+    "record_from": "records.parts",
     "score": "scoring.lipschitz",
     "select": "selection.outliers",
     "trigger_activated_change": "evidence.tac",

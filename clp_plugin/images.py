@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,16 @@ from clp_plugin.types import Ints
 
 if TYPE_CHECKING:
     import torch
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+class PixelSource(Protocol):
+    """Pixels by position: an array, or files that are decoded when they are asked for."""
+
+    def __getitem__(self, positions: Ints, /) -> Pixels:
+        """Pixels ``(B, C, H, W)`` at positions ``(B,)``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class ArrayImages:
         std: Per channel, on the [0, 1] scale.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     labels: Ints
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -49,7 +59,36 @@ class ArrayImages:
             yield normalize(self.pixels[start : start + batch_size], self.mean, self.std)
 
 
-def normalize(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+@dataclass(frozen=True)
+class PickedImages:
+    """An :class:`~clp_plugin.types.ImageSet` of some of the images of a source.
+
+    Attributes:
+        pixels: Shared by all parts taken of one set, so that no file is decoded twice.
+        labels: True labels, ``(N,)`` int64.
+        mean: Per channel, on the [0, 1] scale.
+        std: Per channel, on the [0, 1] scale.
+        positions: Which of the source's images, ``(N,)`` int64.
+    """
+
+    pixels: PixelSource
+    labels: Ints
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    positions: Ints = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, indices: Ints) -> PickedImages:
+        return PickedImages(self.pixels, self.labels[indices], self.mean, self.std, self.positions[indices])
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self), batch_size):
+            yield normalize(self.pixels[self.positions[start : start + batch_size]], self.mean, self.std)
+
+
+def normalize(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """``(B, C, H, W)`` uint8 to float32: (pixels / 255 - mean) / std, channel by channel."""
     import torch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,26 +129,57 @@ class TargetRule:
     """What the attacker wants a triggered image to be called.
 
     Attributes:
-        kind: ``"all_to_one"``: every image becomes ``target``; ``"all_to_all"``: y becomes (y + 1) mod classes.
+        kind: ``"all_to_one"``: every image becomes ``target``; ``"all_to_all"``: y becomes (y + shift) mod classes.
         num_classes: C.
         target: The target class for all-to-one, None for all-to-all.
+        shift: Step of all-to-all, 1 to C - 1.
     """
 
     kind: Literal["all_to_one", "all_to_all"]
     num_classes: int
     target: int | None = None
+    shift: int = 1
+
+    @staticmethod
+    def parse(text: str, num_classes: int) -> TargetRule:
+        """The rule that a person writes as ``"5"`` (all to one), ``"all"`` or ``"all+2"`` (all to all).
+
+        Args:
+            text: A class number, ``all``, or ``all+SHIFT``.
+            num_classes: How many classes there are.
+
+        Raises:
+            ConfigError: If it is anything else, or outside the classes.
+        """
+        found = re.fullmatch(r"(all)(?:\+(\d{1,9}))?|(\d{1,9})", text.strip())
+        if found is None:
+            raise ConfigError(f"target: expected a class number, `all` or `all+2`, found {text!r}")
+        if found[1]:
+            return TargetRule("all_to_all", num_classes, shift=int(found[2] or 1))
+        return TargetRule("all_to_one", num_classes, int(found[3]))
+
+    def __str__(self) -> str:
+        """For people: ``"target 5"``, ``"all to all"``, ``"all to all, shift 2"``."""
+        if self.kind == "all_to_one":
+            return f"target {self.target}"
+        return "all to all" + (f", shift {self.shift}" if self.shift != 1 else "")
 
     def __post_init__(self) -> None:
         if self.kind == "all_to_one" and (self.target is None or not 0 <= self.target < self.num_classes):
             raise ConfigError(
                 f"target {self.target} is outside the {self.num_classes} classes; give 0 to {self.num_classes - 1}"
             )
+        if self.kind == "all_to_all" and not 0 < self.shift < self.num_classes:
+            raise ConfigError(
+                f"all to all with shift {self.shift} among {self.num_classes} classes leaves labels as they are or goes "
+                f"round; give a shift of 1 to {self.num_classes - 1}"
+            )
 
     def wanted(self, labels: Ints) -> Ints:
         """The label ``(N,)`` that the attacker wants for images of the true labels ``(N,)``."""
         if self.kind == "all_to_one":
             return np.full_like(labels, self.target)
-        return (labels + 1) % self.num_classes
+        return (labels + self.shift) % self.num_classes
 
     def counted(self, labels: Ints) -> Bools:
         """``(N,)`` bool: images whose triggered version counts for ASR (CLP 5.1.3: the true label is not the target)."""
@@ -188,7 +220,22 @@ class TriggeredSet:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a record comes from; two outcomes of different provenance never merge in a table."""
+    """Where a record comes from; two outcomes of different provenance never merge in a table.
+
+    Attributes:
+        toolbox: Name in the catalogue.
+        path: The record's folder; empty for a record made in memory.
+        sha256: Hash of the attacked weights.
+        attack: The attack's name.
+        dataset: The data set's name.
+        architecture: ``SOURCE:NAME``.
+        poison_rate: Share of the training images that was poisoned; NaN where nobody knows.
+        seed: Seed of the attack.
+        mean: Per channel, on the [0, 1] scale.
+        std: Per channel, on the [0, 1] scale.
+        toolbox_commit: Commit of the toolbox's checkout, where there is one.
+        architecture_options: What the architecture was built with.
+    """
 
     toolbox: str
     path: str

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from clp_plugin.errors import RecordError, unknown_name
 from clp_plugin.files.reading import read_bytes, read_csv
-from clp_plugin.images import ArrayImages
+from clp_plugin.images import ArrayImages, PickedImages
 
 from ..image_sets import cifar_batches
-from ..image_sets.image_files import DecodedFiles, FileImages
+from ..image_sets.image_files import DecodedFiles
 from .attack_result import AttackResult
 from .toolbox_facts import ROOT_VARIABLE
 
@@ -117,7 +117,7 @@ def _below_data(result: AttackResult) -> Path:
     return Path(*parts[start:]) if start is not None else Path("data", result.dataset)
 
 
-def read_split(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages | FileImages:
+def read_split(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages | PickedImages:
     """All clean images of one split; position i is what the toolbox calls index i.
 
     Args:
@@ -128,7 +128,7 @@ def read_split(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages | F
     Raises:
         RecordError: If files are missing or damaged.
     """
-    readers: Mapping[str, Callable[[Path, Split], ArrayImages | FileImages]] = {
+    readers: Mapping[str, Callable[[Path, Split], ArrayImages | PickedImages]] = {
         "mnist": lambda place, part: _mnist(facts, place, part),
         "cifar10": lambda place, part: _cifar(facts, place / "cifar-10-batches-py", _CIFAR10[part]),
         "cifar100": lambda place, part: _cifar(facts, place / "cifar-100-python", (part,), labels="fine_labels"),
@@ -174,10 +174,10 @@ def _idx(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(expected)
 
 
-def _from_files(facts: DatasetFacts, files: Sequence[Path], labels: Sequence[int]) -> FileImages:
+def _from_files(facts: DatasetFacts, files: Sequence[Path], labels: Sequence[int]) -> PickedImages:
     count = len(files)
     found = np.asarray(labels, dtype=np.int64)
-    return FileImages(DecodedFiles(files, facts.shape), found, facts.mean, facts.std, np.arange(count))
+    return PickedImages(DecodedFiles(files, facts.shape), found, facts.mean, facts.std, np.arange(count))
 
 
 def _gtsrb(root: Path, split: Split) -> tuple[list[Path], list[int]]:

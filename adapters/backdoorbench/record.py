@@ -10,11 +10,11 @@ import numpy as np
 
 from clp_plugin.errors import ClpError, RecordError
 from clp_plugin.files.hashing import sha256
-from clp_plugin.images import ArrayImages
+from clp_plugin.images import ArrayImages, PickedImages
 from clp_plugin.records.adapter import TRAINING_SAMPLE, NamesItsFiles, ReadsRecords, RecordListing
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
-from ..image_sets.image_files import DecodedFiles, DeferredImages, FileImages
+from ..image_sets.image_files import DecodedFiles, DeferredImages
 from .attack_result import FILE, INFO, AttackResult, PoisonedSet, read_attack_result, read_info, why_incomplete
 from .datasets import DatasetFacts, facts_of, find_data_root, read_split
 from .models import load
@@ -91,7 +91,7 @@ def _triggered(result: AttackResult, facts: DatasetFacts, clean: ImageSet, root:
         )
     pixels = DecodedFiles(test.files, (result.image_size[2], *result.image_size[:2]))
     positions = np.arange(len(test.indices), dtype=np.int64)
-    return TriggeredSet(FileImages(pixels, test.true_labels, facts.mean, facts.std, positions), test.indices)
+    return TriggeredSet(PickedImages(pixels, test.true_labels, facts.mean, facts.std, positions), test.indices)
 
 
 def _training_sample(facts: DatasetFacts, root: Path, poisoned: PoisonedSet, seed: int) -> ArrayImages:

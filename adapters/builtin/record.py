@@ -72,8 +72,7 @@ class BuiltinAdapter(ReadsRecords):
             except RecordError as error:
                 yield RecordListing(path, str(error), complete=False)
                 continue
-            target = "all to all" if found.target.target is None else f"target {found.target.target}"
-            summary = f"{found.attack} ({target}), {found.dataset}, {found.architecture}, seed {found.seed}"
+            summary = f"{found.attack} ({found.target}), {found.dataset}, {found.architecture}, seed {found.seed}"
             yield RecordListing(path, summary, complete=True)
 
 

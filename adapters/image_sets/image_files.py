@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clp_plugin.errors import RecordError
 from clp_plugin.files.reading import open_regular
-from clp_plugin.images import ArrayImages, normalize
+from clp_plugin.images import ArrayImages, PickedImages
 from clp_plugin.types import Ints
 
 if TYPE_CHECKING:
@@ -103,43 +102,14 @@ def decode(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
-class FileImages:
-    """An :class:`~clp_plugin.types.ImageSet` over image files.
-
-    Attributes:
-        pixels: Shared by all parts taken of one set, so that no file is decoded twice.
-        labels: True labels, ``(N,)`` int64.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
-        positions: ``(N,)`` which of the files.
-    """
-
-    pixels: DecodedFiles
-    labels: Ints
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    positions: Ints = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def take(self, indices: Ints) -> FileImages:
-        return FileImages(self.pixels, self.labels[indices], self.mean, self.std, self.positions[indices])
-
-    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        for start in range(0, len(self), batch_size):
-            yield normalize(self.pixels[self.positions[start : start + batch_size]], self.mean, self.std)
-
-
 class DeferredImages:
     """An :class:`~clp_plugin.types.ImageSet` that is loaded when something of it is first asked for."""
 
-    def __init__(self, load: Callable[[], ArrayImages | FileImages]) -> None:
+    def __init__(self, load: Callable[[], ArrayImages | PickedImages]) -> None:
         self._load = load
 
     @cached_property
-    def _images(self) -> ArrayImages | FileImages:
+    def _images(self) -> ArrayImages | PickedImages:
         return self._load()
 
     @property
@@ -149,7 +119,7 @@ class DeferredImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def take(self, indices: Ints) -> ArrayImages | FileImages:
+    def take(self, indices: Ints) -> ArrayImages | PickedImages:
         return self._images.take(indices)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:

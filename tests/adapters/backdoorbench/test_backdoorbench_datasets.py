@@ -22,8 +22,9 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from clp_plugin.adapters.backdoorbench.datasets import FACTS, Split, read_split
 from clp_plugin.adapters.image_sets import image_files
-from clp_plugin.adapters.image_sets.image_files import DecodedFiles, DeferredImages, FileImages, decode
+from clp_plugin.adapters.image_sets.image_files import DecodedFiles, DeferredImages, decode
 from clp_plugin.errors import RecordError
+from clp_plugin.images import PickedImages
 from clp_plugin.types import ImageSet
 
 Pixels = NDArray[np.uint8]
@@ -248,9 +249,9 @@ def pngs(folder: Path, count: int) -> tuple[list[Path], Pixels]:
     return files, pixels
 
 
-def file_images(files: Sequence[Path]) -> FileImages:
+def file_images(files: Sequence[Path]) -> PickedImages:
     count = len(files)
-    return FileImages(
+    return PickedImages(
         DecodedFiles(files, (3, 6, 5)), np.arange(count), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), np.arange(count)
     )
 
@@ -326,9 +327,9 @@ def test_a_file_repaired_after_an_error_is_read_again(tmp_path: Path) -> None:
 
 def test_deferred_images_are_loaded_once_and_only_when_asked_for(tmp_path: Path) -> None:
     files, pixels = pngs(tmp_path, 3)
-    loaded: list[FileImages] = []
+    loaded: list[PickedImages] = []
 
-    def load() -> FileImages:
+    def load() -> PickedImages:
         loaded.append(file_images(files))
         return loaded[-1]
 
