@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ def write_like(stored: StoredCheckpoint, content: object, weights: Mapping[str, 
         write_atomically(path, lambda file: torch.jit.save(content, file))
     else:
         zipped = stored.form == "torch"
-        with stored.classes.importable():
+        with stored.classes.importable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the source code of classes, which old formats try to keep
             write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
 
 

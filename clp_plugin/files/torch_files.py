@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TRUST = "If you have read the file and know its source, pass --trust"
+_CLASSES = "classes that it holds must be importable, or stand in the file that --arch path/to/file.py:NAME names"
 _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _COUNT_BYTES = 8
@@ -64,7 +65,7 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledC
         except NotPlainError as error:
             raise CheckpointError(f"{path} was not loaded: it {error}. {_TRUST}") from error
         except Exception as error:  # torch, pickle and zip raise a dozen types on bad files
-            advice = "; if it holds pickled classes, the code that defines them must be importable" if trust else ""
+            advice = f"; {_CLASSES}" if trust else ""
             raise CheckpointError(_damaged(path, size, error) + advice) from error
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from clp_plugin.errors import CheckpointError
 from clp_plugin.networks.alignment import Alignment, Gaps, alignments, bare, gaps_of, shape_of
+from clp_plugin.networks.kinds import CONV_TYPES
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,26 @@ def _load(
     """Load keys that the network has, with the versions that the stored modules had."""
     own = model.state_dict()._metadata  # type: ignore[attr-defined]
     versions = {bare(name): version for name, version in getattr(weights, "_metadata", {}).items()}
-    given._metadata = {
-        name: versions.get(_stored_module(name, alignment), version) for name, version in own.items()
-    }  # a file that says nothing is as new as the network
+    # A file that says nothing is as new as the network. Copies, because loading leaves notes of its own in them.
+    given._metadata = {name: dict(versions.get(_stored_module(name, alignment), own[name])) for name in own}
     model.load_state_dict(given, assign=assign)
+    for module in model.modules():
+        if isinstance(module, LazyModuleMixin):
+            _tell_width(module)
 
 
 def _stored_module(name: str, alignment: Alignment) -> str:
     """Where the module of this name in the network stands among those stored."""
     inner = f"{bare(name)}.".removeprefix(alignment.around) if bare(name) else ""
     return f"{alignment.inside}{inner}".removesuffix(".")
+
+
+def _tell_width(module: Any) -> None:
+    """Give a lazy module the widths that its weights have; torch leaves them at 0."""
+    if isinstance(module, CONV_TYPES):
+        rows, columns = module.weight.shape[:2]
+        module.in_channels = rows if module.transposed else columns * module.groups
+    elif isinstance(module, nn.Linear):
+        module.in_features = module.weight.shape[1]
+    elif module.running_mean is not None:
+        module.num_features = len(module.running_mean)

@@ -62,7 +62,7 @@ def guess_input_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def runs_on(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a network takes one input of this shape; modules that wait for a first input have had it then."""
+    """Whether a network takes one input of this shape; the first one makes lazy modules ordinary ones."""
     first = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
     try:
         with torch.no_grad():

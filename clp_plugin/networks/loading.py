@@ -16,7 +16,12 @@ from clp_plugin.files.containers import Part, beside, names_of, parts_of, with_p
 from clp_plugin.files.stored import StoredCheckpoint, read_stored, require_writable_form, write_like
 from clp_plugin.networks.architectures import architecture_file, build_model, default_input_shape
 from clp_plugin.networks.fitting import Fit, fit_state_dict, width_wanted
-from clp_plugin.networks.guessing import guess_input_shape, infer_num_classes, input_channels, runs_on, size_in
+from clp_plugin.networks.guessing import (
+    guess_input_shape,
+    infer_num_classes,
+    input_channels,
+    size_in,
+)
 from clp_plugin.networks.wrappers import unwrap
 
 Shape = tuple[int, int, int]
@@ -199,7 +204,7 @@ def _shape(
     else:
         shape = given or guess_input_shape(model)
     if any(isinstance(module, LazyModuleMixin) for module in model.modules()):
-        runs_on(model, shape)  # a first input makes them ordinary modules
+        runs_on(model, shape)
     return shape, () if given else (f"an input of {','.join(map(str, shape))} (--input-size)",)
 
 
