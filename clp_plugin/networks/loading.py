@@ -20,6 +20,7 @@ from clp_plugin.networks.guessing import (
     guess_input_shape,
     infer_num_classes,
     input_channels,
+    runs_on,
     size_in,
 )
 from clp_plugin.networks.wrappers import unwrap
