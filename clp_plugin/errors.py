@@ -34,7 +34,7 @@ class PairingError(ClpError):
 
 
 class ScoreError(ClpError):
-    """A layer cannot be scored: its weights hold NaN or Inf."""
+    """A layer cannot be scored: its weights hold NaN or Inf, or a variance is negative."""
 
 
 class MaskError(ClpError):

@@ -15,6 +15,8 @@ from clp_plugin.networks.copying import copy_of, shapes_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.outputs import logits_of, tensors_in
 
+_GPU = ("cuda", "nvidia", "same device")  # words of torch's errors
+
 
 def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Sequence[str] = ()) -> ChannelGraph:
     """Follow the channels of one run in eval mode.
@@ -37,8 +39,18 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Seq
         except Exception as error:
             raise PairingError(
                 f"the model cannot be run on one input of shape {shape} to find its layers: {type(error).__name__}: "
-                f"{error} (on meta tensors: {type(meta_error).__name__}); give the input size that it was made for"
+                f"{error} (on meta tensors: {type(meta_error).__name__}); {_advice(error)}"
             ) from error
+
+
+def _advice(error: Exception) -> str:
+    """What helps against the failure of a network's own code."""
+    text = str(error).lower()
+    if isinstance(error, TypeError) and "positional argument" in text:
+        return "it takes something else than one batch of images: wrap it in a module that does, in a file for --arch"
+    if any(word in text for word in _GPU):
+        return "its forward moves tensors to a GPU: take .cuda() out, or write .to(x.device), which works everywhere"
+    return "give the input size that it was made for (--input-size C,H,W)"
 
 
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...], training_modules: Sequence[str]) -> ChannelGraph:

@@ -29,7 +29,7 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
             operator on its real input size, with stride and padding.
 
     Raises:
-        ScoreError: If a layer's weights or statistics hold NaN or Inf; names the layer.
+        ScoreError: If a layer's weights or statistics hold NaN, Inf or a negative variance; names the layer.
         ConfigError: If the published pairing is combined with anything but the published score.
 
     Source:
@@ -109,6 +109,13 @@ def _checked(view: FusedView, layer: LinearLayer, values: Floats) -> Floats:
     if layer.norm is not None:  # an infinite variance is how a channel without affine parameters is silenced
         for part in ("weight", "bias", "running_mean"):
             finite &= np.isfinite(_vector(view, layer.norm, part, layer.channels))
+        negative = np.flatnonzero(~finite & (_vector(view, layer.norm, "running_var", layer.channels) < 0))
+        if len(negative):
+            raise ScoreError(
+                f"layer {layer.name!r}: the running variance of {layer.norm} is negative in {len(negative)} of "
+                f"{layer.channels} channels (first: {negative[0]}), which no training leaves; the checkpoint is damaged, load "
+                "a sound one"
+            )
     broken = np.flatnonzero(~finite)
     if len(broken):
         parts = " or ".join([*layer.conv[:3], *([layer.norm] if layer.norm else [])])

@@ -147,10 +147,13 @@ def _verified(view: FusedView, shape: tuple[int, int, int]) -> dict[str, Any]:
             f"the layers found do not stand the check on real tensors: relative error {found.error:.1e}, other channels "
             f"moved in {', '.join(found.wrong) or 'no layer'}; please report this architecture"
         )
-    say(
-        f"verified: with {found.replaced} layers replaced by their fused kernels the outputs differ by {found.error:.1e} at "
-        f"most, and {found.perturbed} changed filters moved the channels that they should"
-    )
+    if found.replaced or found.perturbed:
+        say(
+            f"verified: fused kernels in place of all pairs ({found.replaced}) change the outputs by {found.error:.1e} at "
+            f"most; each changed filter ({found.perturbed}) moves the channels that it should and no others"
+        )
+    else:
+        say("nothing to verify: no convolution of this model is followed by a BatchNorm")
     return {"relative_error": found.error, "replaced": found.replaced, "perturbed": found.perturbed}
 
 

@@ -47,6 +47,20 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             def forward(self, x):
                 return self.fc(self.norm(torch.cat([self.one(x), self.two(x)], 1)).relu().mean((2, 3)))
 
+        class Two(nn.Module):
+            def __init__(self, num_classes=4):
+                super().__init__()
+                self.conv, self.fc = nn.Conv2d(3, 5, 3), nn.Linear(5, num_classes)
+
+            def forward(self, x, mask):
+                return self.fc((self.conv(x) * mask).mean((2, 3)))
+
+        class OnGpu(Two):
+            def forward(self, x):
+                if not torch.cuda.is_available():
+                    raise RuntimeError("Found no NVIDIA driver on your system.")  # as x.cuda() does
+                return super().forward(x.cuda(), 1)
+
         class Broken(nn.Module):
             def __init__(self):
                 raise KeyError("no such config")
@@ -267,4 +281,53 @@ def test_scan_mistakes_about_the_architecture_and_the_options(zoo: Path) -> None
     assert "parity mode has only" in refused("scan", checkpoint, *arch(zoo), "--parity", "--score", "relative")
 
 
-# --- defend -----------------------------------------------------------------------------------------------------------
+def test_scan_names_what_helps(zoo: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.pt"
+    torch.save(build_model(f"{zoo / 'nets.py'}:Two", num_classes=4).state_dict(), checkpoint)
+    several = refused("scan", checkpoint, *arch(zoo, "Two"))
+    assert "wrap it in a module" in several
+    assert "--input-size" not in several
+    gpu = refused("scan", checkpoint, *arch(zoo, "OnGpu"))
+    assert ".to(x.device)" in gpu
+    assert "--input-size" not in gpu
+    size = refused("scan", zoo / "small.pt", *arch(zoo)[:2], "--input-size", "1,16,16")
+    assert "--input-size C,H,W" in size
+    options = refused("scan", checkpoint, *arch(zoo), "--num-classes", "3")
+    assert all(option in options for option in ("--arch", "--arch-option", "--num-classes"))
+
+
+def test_scan_says_that_a_variance_is_negative(zoo: Path, tmp_path: Path) -> None:
+    state = small(zoo).state_dict()
+    state["1.running_var"][5] = -1
+    save_weights(state, tmp_path / "x.pt")
+    line = refused("scan", tmp_path / "x.pt", *arch(zoo))
+    assert "running variance of 1 is negative in 1 of 12 channels (first: 5)" in line
+    assert "NaN" not in line
+
+
+def test_scan_says_what_it_took_and_guessed_and_verified(zoo: Path, tmp_path: Path) -> None:
+    states = {"netC": small(zoo).state_dict(), "netC_ema": small(zoo).state_dict()}
+    torch.save({**states, "epoch": 3}, tmp_path / "x.pt")
+    result = bench("scan", tmp_path / "x.pt", *arch(zoo)[:2], "--verify", "--json")
+    assert "took the weights under netC; also there: netC_ema" in result.err
+    assert "guessed: 4 classes, read off the weights (--num-classes); an input of 3,32,32 (--input-size)" in result.err
+    assert "verified: fused kernels in place of all pairs (1) change the outputs by" in result.err
+    assert result.json["loaded"] == {
+        "taken": "netC", "others": ["netC_ema"], "beside": ["epoch"], "adapted": [],
+        "guessed": ["4 classes, read off the weights (--num-classes)", "an input of 3,32,32 (--input-size)"],
+        "input_shape": [3, 32, 32],
+    }  # fmt: skip
+    other = bench("scan", tmp_path / "x.pt", *arch(zoo), "--key", "netC_ema", "--json")
+    assert other.json["loaded"]["taken"] == "netC_ema"
+
+
+def test_scan_options_reach_the_architecture_and_strict_adapts_nothing(zoo: Path, tmp_path: Path) -> None:
+    torch.save(build_model("builtin:resnet18", num_classes=4, width=8).state_dict(), tmp_path / "x.pt")
+    command = ("scan", tmp_path / "x.pt", "--arch", "builtin:resnet18", "--json")
+    assert bench(*command, "--arch-option", "width=8", "--strict").json["layers"][0]["channels"] == 8
+    assert "'conv1.weight'" in refused(*command)
+    assert "--arch-option: expected NAME=VALUE" in refused(*command, "--arch-option", "width")
+    assert "unknown option of model 'resnet18' 'wide'" in refused(*command, "--arch-option", "wide=3")
+    torch.save(nn.DataParallel(small(zoo)).state_dict(), tmp_path / "p.pt")
+    assert bench("scan", tmp_path / "p.pt", *arch(zoo), "--json").code == 0
+    assert "weights do not fit" in refused("scan", tmp_path / "p.pt", *arch(zoo), "--strict")
