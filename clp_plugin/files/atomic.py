@@ -30,7 +30,7 @@ def write_atomically(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     Raises:
         ConfigError: If the place cannot be written, holds something else than a file, or an input of this run.
     """
-    place = places.place_for_file(path)
+    place = places.file_to_write(path)
     temporary = beside(place, NEW)
     with places.refusals_told(path), claimed(place):
         places.step("write", temporary)
@@ -107,7 +107,7 @@ def staged_folder(destination: Path) -> Iterator[Path]:
     Raises:
         ConfigError: If the place cannot be written, or holds something else than a folder, or an input of this run.
     """
-    place = places.place_for_folder(destination)
+    place = places.folder_to_replace(destination)
     staged = beside(place, NEW)
     with places.refusals_told(destination), claimed(place):
         places.step("stage", staged)
@@ -119,6 +119,22 @@ def staged_folder(destination: Path) -> Iterator[Path]:
         places.step("put in place", place)
         staged.rename(place)
         _sync(place.parent)
+
+
+@contextlib.contextmanager
+def filled_folder(folder: Path) -> Iterator[Path]:
+    """A folder into which files are written one by one; one run at a time, and what else is in it stays.
+
+    It is made with the first file. Another run waits, and says so.
+
+    Args:
+        folder: There or not. Links are followed.
+
+    Raises:
+        ConfigError: If something else than a folder stands there, or it cannot be written.
+    """
+    with claimed(places.folder_to_fill(folder)):
+        yield folder
 
 
 def _sync(folder: Path) -> None:

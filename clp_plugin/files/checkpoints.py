@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from clp_plugin.files.atomic import staged_folder as staged_folder
 from clp_plugin.files.atomic import write_atomically as write_atomically
 from clp_plugin.files.atomic import write_json_atomically as write_json_atomically
 from clp_plugin.files.atomic import write_text_atomically as write_text_atomically
+from clp_plugin.files.marks import marked_safetensors, marked_zip
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 if TYPE_CHECKING:
@@ -34,26 +36,38 @@ def load_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
     return parts_of(read_pickle_checkpoint(path, trust=trust), path, key=key)[0].weights
 
 
-def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(state_dict: Mapping[str, Tensor], path: Path, *, marked: bool = False) -> None:
     """Write a state dict in one step; tensors that share memory are stored as copies.
 
     Args:
         state_dict: Parameter name to tensor, on any device.
         path: Ends in ``.safetensors``, or in ``.pt`` or ``.pth`` for torch.save.
+        marked: Say in the file that this package wrote it, so that it may be replaced under a name that a user gives.
 
     Raises:
         ConfigError: If the suffix is another one, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ConfigError(f"cannot write weights to {path}: expected a name ending in .safetensors, .pt or .pth")
+    require_weights_suffix(path)
     # A copy of each: safetensors refuses shared memory, and torch.save would store all that a view looks into.
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state_dict.items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_atomically(path, lambda file: file.write(save(tensors, metadata={"format": "pt"})))
+        content = save(tensors, metadata={"format": "pt"})
+        write_atomically(path, marked_safetensors(content) if marked else lambda file: file.write(content))
     else:
         import torch
 
-        write_atomically(path, lambda file: torch.save(tensors, file))
+        plain = partial(torch.save, tensors)
+        write_atomically(path, marked_zip(plain) if marked else plain)
+
+
+def require_weights_suffix(path: Path) -> None:
+    """Refuse a name that :func:`save_weights` does not know what to write to.
+
+    Raises:
+        ConfigError: If it ends in anything else than ``.safetensors``, ``.pt`` or ``.pth``.
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ConfigError(f"cannot write weights to {path}: expected a name ending in .safetensors, .pt or .pth")

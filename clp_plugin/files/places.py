@@ -48,7 +48,7 @@ def inputs_kept(*inputs: Path) -> Iterator[None]:
         _inputs.reset(token)
 
 
-def place_for_file(path: Path) -> Path:
+def file_to_write(path: Path) -> Path:
     """The place that ``path`` leads to, links followed, where a file may be written.
 
     Raises:
@@ -62,14 +62,22 @@ def place_for_file(path: Path) -> Path:
     return place
 
 
-def place_for_folder(path: Path) -> Path:
-    """The place that ``path`` leads to, links followed, where a whole folder may be put.
+def folder_to_fill(path: Path) -> Path:
+    """The place that ``path`` leads to, links followed, where a folder stands or may be made to write files into.
 
     Raises:
-        ConfigError: If something else than a folder stands there, it holds an input of this run or is in use as the
-            current folder or as a mount point, or the path cannot be used.
+        ConfigError: If something else than a folder stands there, or the path cannot be used.
     """
-    place = _place(path, stat.S_ISDIR, "a folder")
+    return _place(path, stat.S_ISDIR, "a folder")
+
+
+def folder_to_replace(path: Path) -> Path:
+    """As :func:`folder_to_fill`, for a folder that is put there whole.
+
+    Raises:
+        ConfigError: Also if it holds an input of this run, or is in use as the current folder or as a mount point.
+    """
+    place = folder_to_fill(path)
     if os.path.ismount(place) or Path(os.path.realpath(os.curdir)).is_relative_to(place):
         raise ConfigError(f"{path} is in use as a whole; expected the name of a folder in it")
     for kept in _inputs.get():

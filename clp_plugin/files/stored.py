@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_atomically
 from clp_plugin.files.formats import Form, form_of
+from clp_plugin.files.marks import marked_safetensors, marked_zip, weights_to_write
 from clp_plugin.files.pickled_classes import PickledClasses
 from clp_plugin.files.shards import find_index, read_shards, write_shards
 from clp_plugin.files.torch_files import read_pickle_checkpoint
@@ -68,7 +70,7 @@ def require_writable_form(stored: StoredCheckpoint, path: Path) -> None:
     """Refuse a place that the checkpoint cannot be written to, before any work is done.
 
     Raises:
-        ConfigError: If the suffix says another kind of file, or the place is the checkpoint itself.
+        ConfigError: If the suffix says another kind of file, the place is the checkpoint itself, or other weights are there.
     """
     source = stored.path.parent if stored.form == "shards" else stored.path
     if path.resolve() in (source.resolve(), stored.path.resolve()):
@@ -83,6 +85,8 @@ def require_writable_form(stored: StoredCheckpoint, path: Path) -> None:
         raise ConfigError(
             f"--repair {path}: expected a name ending in {', '.join(suffix for suffix in suffixes if suffix)}"
         )
+    else:
+        weights_to_write(path)
 
 
 def write_like(stored: StoredCheckpoint, content: object, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -104,28 +108,29 @@ def write_like(stored: StoredCheckpoint, content: object, weights: Mapping[str, 
     elif path.suffix == ".safetensors" or (stored.form == "safetensors" and path.suffix == stored.path.suffix):
         _write_safetensors(weights, path, stored.metadata or {"format": "pt"})
     elif stored.form in ("safetensors", "shards"):
-        write_atomically(path, lambda file: torch.save(dict(weights), file))
+        write_atomically(path, marked_zip(lambda file: torch.save(dict(weights), file)))
     elif stored.form == "torchscript":
-        write_atomically(path, lambda file: torch.jit.save(content, file))
+        write_atomically(path, marked_zip(lambda file: torch.jit.save(content, file)))
     else:
         zipped = stored.form == "torch"
+        save = partial(torch.save, content, _use_new_zipfile_serialization=zipped)
         with stored.classes.importable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the source code of classes, which old formats try to keep
-            write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
+            write_atomically(path, marked_zip(save))
 
 
 def _write_shard(weights: Mapping[str, Tensor], path: Path) -> None:
     if path.suffix == ".safetensors":
         _write_safetensors(weights, path, {"format": "pt"})
     else:
-        torch.save(dict(weights), path)
+        write_atomically(path, lambda file: torch.save(dict(weights), file))
 
 
 def _write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.detach().clone().contiguous() for key, value in weights.items() if isinstance(value, Tensor)}
-    write_atomically(path, lambda file: file.write(save(tensors, metadata=dict(metadata))))
+    write_atomically(path, marked_safetensors(save(tensors, metadata=dict(metadata))))
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -13,7 +13,10 @@ from torch import nn
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import CheckpointError, ConfigError, PairingError
-from clp_plugin.files.checkpoints import save_weights
+from clp_plugin.files.atomic import filled_folder
+from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
+from clp_plugin.files.marks import weights_to_write
+from clp_plugin.files.places import inputs_kept
 from clp_plugin.files.shards import find_index
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
@@ -51,9 +54,14 @@ class ScanRequest:
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
     """Score, select, write what was asked for, print."""
+    with inputs_kept(request.checkpoint):
+        _scan(request, as_json=as_json)
+
+
+def _scan(request: ScanRequest, *, as_json: bool) -> None:
     model, shape, loaded = _load(request)
-    if request.repair is not None and loaded is not None:
-        loaded.require_place(request.repair)
+    if request.repair is not None:
+        _require_place(request.repair, loaded)
     try:
         view = fuse(model, shape, pairing="registration" if request.parity else "dataflow")
     except PairingError as error:
@@ -117,9 +125,18 @@ def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]
     return network.model, network.input_shape, network
 
 
+def _require_place(repair: Path, loaded: LoadedNetwork | None) -> None:
+    """A place that cannot be written to is told before the work."""
+    if loaded is not None:
+        loaded.require_place(repair)
+    else:
+        require_weights_suffix(repair)
+        weights_to_write(repair)
+
+
 def _repair(model: nn.Module, loaded: LoadedNetwork | None, path: Path) -> None:
     if loaded is None:
-        save_weights(model.state_dict(), path)
+        save_weights(model.state_dict(), path, marked=True)
     else:
         loaded.save(model, path)
     say(f"wrote the repaired checkpoint to {path}")
@@ -166,9 +183,10 @@ def _write(folder: Path, scores: Scores, mask: Mask, u: float, report: Mapping[s
         for entry in report["layers"]
         for k, sigma in enumerate(entry["sigma"])
     ]
-    to_csv(rows, folder / "scores.csv")
-    save_mask(mask, folder / "mask.json")
-    save_figure(channel_scores_figure(scores, mask, u), folder / "scores")
+    with filled_folder(folder):
+        to_csv(rows, folder / "scores.csv")
+        save_mask(mask, folder / "mask.json")
+        save_figure(channel_scores_figure(scores, mask, u), folder / "scores")
     say(f"wrote scores.csv, mask.json, scores.png and scores.pdf to {folder}")
 
 

@@ -51,6 +51,15 @@ def test_attack_stores_a_record_whose_metrics_it_prints(record: Path) -> None:
     assert len(set(readable.values())) == 1, readable  # safetensors' own files would be for their owner alone
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "images.safetensors"])
+def test_repair_of_a_record_never_replaces_its_own_files(record: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).hardlink_to(record / name)
+    before = (record / name).read_bytes()
+    for place in (record / name, tmp_path / name):
+        assert "an input of this run" in refused("scan", record, "--repair", place)
+        assert (record / name).read_bytes() == place.read_bytes() == before
+
+
 def test_same_attack_twice_gives_the_same_model(record: Path, tmp_path: Path) -> None:
     first = bench("list", "records", "--root", record.parent, "--json").json["records"]
     assert [item["path"] for item in first] == [str(record)]

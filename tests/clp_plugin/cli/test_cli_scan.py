@@ -182,6 +182,32 @@ def test_scan_never_overwrites_the_checkpoint_it_reads(zoo: Path, monkeypatch: p
     )
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "somebody else's", "a folder"])
+def test_repair_replaces_nothing_that_it_did_not_write(zoo: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out.pt"
+    if kind == "link":
+        out.symlink_to(zoo / "small.pt")
+    elif kind == "hard link":
+        out.hardlink_to(zoo / "small.pt")
+    elif kind == "a folder":
+        out.mkdir()
+    else:
+        out.write_bytes((zoo / "small.pt").read_bytes())
+    before = (zoo / "small.pt").read_bytes(), sorted(tmp_path.rglob("*"))
+    refused("scan", zoo / "small.pt", *arch(zoo), "--repair", out)
+    assert ((zoo / "small.pt").read_bytes(), sorted(tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_repair_replaces_what_it_wrote(zoo: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    for u in (3, 1):
+        assert bench("scan", zoo / "small.pt", *arch(zoo), "--u", u, "--repair", out, "--json").code == 0
+    once = tmp_path / f"once{suffix}"
+    assert bench("scan", zoo / "small.pt", *arch(zoo), "--u", 1, "--repair", once, "--json").code == 0
+    assert out.read_bytes() == once.read_bytes()
+
+
 def test_scan_twice_gives_the_same_numbers(zoo: Path) -> None:
     first, second = (bench("scan", zoo / "small.pt", *arch(zoo), "--json").json for _ in range(2))
     assert without(first, "seconds") == without(second, "seconds")

@@ -359,7 +359,7 @@ def test_safetensors_is_known_by_its_content_and_keeps_its_texts(user: User, tmp
     repaired(load_network(source, arch=user.arch()), out)
     assert differences(load_file(source), load_file(out)) == [f"/{key}" for key in load_file(source) if key in KEYS]
     with safe_open(out, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "author": "somebody"}
+        assert file.metadata() == {"format": "pt", "author": "somebody", "written_by": "clp-plugin"}
 
 
 def write_shards(folder: Path, state: dict[str, Tensor]) -> None:
