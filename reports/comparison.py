@@ -26,7 +26,7 @@ def comparison_figure(frame: pd.DataFrame) -> Figure:
     """ACC and ASR after each method, a panel a record; dashed lines show the attacked model, DER and seconds stand right.
 
     Args:
-        frame: Of :func:`clp_plugin.store.outcomes.outcomes_frame`; failed outcomes are left out. Several outcomes of one
+        frame: Of :func:`clp_plugin.store.frame.outcomes_frame`; failed outcomes are left out. Several outcomes of one
             method on one record are dots of their own, and the numbers at the right are their means.
 
     Raises:

@@ -32,7 +32,7 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     Records ``NAME-seedN`` are one row, the attack ``NAME``; any other record is a row of its own.
 
     Args:
-        frame: Of :func:`clp_plugin.store.outcomes.outcomes_frame`; a cell without a result is a dash.
+        frame: Of :func:`clp_plugin.store.frame.outcomes_frame`; a cell without a result is a dash.
 
     Raises:
         ConfigError: If no outcome has metrics.

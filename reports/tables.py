@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from clp_plugin.files.checkpoints import write_atomically
-from clp_plugin.store.outcomes import Outcome, outcomes_frame
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
@@ -23,12 +22,15 @@ _COMPARED = (
 )  # fmt: skip
 
 
-def outcome_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row an outcome with what a reader compares; fractions in [0, 1], None where there is nothing.
 
     The method of an outcome is named by :func:`method_label`, its record by the name of its folder.
+
+    Args:
+        frame: As of :func:`clp_plugin.store.frame.outcomes_frame`; unchanged.
     """
-    frame = outcomes_frame(outcomes).astype(object)
+    frame = frame.astype(object)
     frame["base_rate"] = frame["before_base_rate"]
     frame = frame.where(frame.notna(), None)
     rows = [{str(key): row[key] for key in _SHOWN} for row in frame.to_dict("records")]
@@ -45,14 +47,14 @@ def method_label(method: str, implementation: str, protocol: str) -> str:
 
 
 def method_labels(frame: pd.DataFrame) -> list[str]:
-    """:func:`method_label` of each row of :func:`clp_plugin.store.outcomes.outcomes_frame`."""
+    """:func:`method_label` of each row of :func:`clp_plugin.store.frame.outcomes_frame`."""
     facts = zip(frame["method"], frame["implementation"], frame["protocol"], strict=True)
     return [method_label(*fact) for fact in facts]
 
 
-def comparison_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """A shorter row an outcome, for pages: what was attacked, by which method repaired, and what came of it."""
-    return [{key: row[key] for key in _COMPARED} for row in outcome_rows(outcomes)]
+def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Shorter rows of :func:`outcome_rows`, for pages: what was attacked, by which method repaired, what came of it."""
+    return [{key: row[key] for key in _COMPARED} for row in rows]
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

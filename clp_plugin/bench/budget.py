@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clp_plugin.defenses.base import Budget, Defense
+from clp_plugin.defenses.base import Budget, Defense, chosen_parameter
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.types import ChoiceProtocol, Record
@@ -43,7 +43,7 @@ def draw_budget(
         ConfigError: If the record holds fewer images than ``n``, or none of that kind; if ``n`` is given to a data-free
             defense; if the protocol is the oracle's and the defense chooses nothing.
     """
-    if protocol == "oracle" and not getattr(defense, "chooses", ""):
+    if protocol == "oracle" and not chosen_parameter(defense):
         raise ConfigError(f"{method} chooses no parameter by results; run it without --protocol oracle")
     plain = Budget(record.input_shape, record.target.num_classes, record.provenance.mean, record.provenance.std)
     if protocol == "oracle":

@@ -1,40 +1,111 @@
-"""Run one defense on one record under the rules of the numbers: own copy, seed, timing, metrics, outcome."""
+"""One defense on one record, from its plan to the stored outcome: own copy, seed, timing, metrics, files."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.defenses.base import Defense, Repaired
+from clp_plugin.defenses.base import Budget, Defense, Repaired
 from clp_plugin.errors import ConfigError, RegistryError, unknown_name
-from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.evaluation.metrics import Judgement, judge
+from clp_plugin.evidence.sweep import SweepRow, sweep
+from clp_plugin.files.atomic import staged_folder
 from clp_plugin.files.checkpoints import save_weights
 from clp_plugin.masking.apply import save_mask
 from clp_plugin.networks.devices import seeded
+from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.registry import Catalogue
-from clp_plugin.store.outcomes import Outcome, StoredMetrics, save_outcome
-from clp_plugin.types import BudgetKind, ChoiceProtocol, Metrics, Progress, Record, defense_effectiveness
+from clp_plugin.store.layout import MASK, OUTCOME, WEIGHTS, WEIGHTS_PICKLED, run_folder
+from clp_plugin.store.outcomes import Outcome, RunFacts, save_outcome
+from clp_plugin.types import BudgetKind, ChoiceProtocol, Mask, Metrics, Progress, Record
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One defense on one record, decided in full before anything is computed.
+
+    Attributes:
+        record: The attacked model and its images.
+        defense: What repairs it.
+        budget: What the defense may see, and no more.
+        facts: What will be stored of the run, whatever comes of it.
+        n_budget: How many images were asked for; None for the usual number.
+    """
+
+    record: Record
+    defense: Defense
+    budget: Budget
+    facts: RunFacts
+    n_budget: int | None = None
+
+    def folder(self, adapter: ReadsRecords) -> Path:
+        """Where the result is stored: where the toolbox looks for it, if it has a place for results of ours."""
+        if isinstance(adapter, WritesResults):
+            return adapter.result_folder(self.record.folder, self.facts.method, self.facts.options)
+        return run_folder(self.record.folder, self.defense, self.facts, n_budget=self.n_budget)
 
 
 @dataclass(frozen=True)
 class DefenseRun:
-    """A repaired model and what is stored about it."""
+    """A run of a defense that ended well, judged by our evaluator, whosever code ran.
 
+    Attributes:
+        record: The attacked model and its images.
+        repaired: The repaired model, and what the defense found on its way there.
+        judged_before: What the attacked model does on the test images.
+        judged_after: What the repaired model does on them.
+        outcome: What is stored of it.
+    """
+
+    record: Record
     repaired: Repaired
+    judged_before: Judgement
+    judged_after: Judgement
     outcome: Outcome
-    before: Metrics
-    after: Metrics
 
-    def with_log(self, **facts: Any) -> DefenseRun:
-        """The same run with more to keep in the outcome's log."""
-        outcome = self.outcome.model_copy(update={"log": {**self.outcome.log, **facts}})
-        return dataclasses.replace(self, outcome=outcome)
+    @property
+    def before(self) -> Metrics:
+        """Metrics of the attacked model."""
+        return self.judged_before.metrics
+
+    @property
+    def after(self) -> Metrics:
+        """Metrics of the repaired model."""
+        return self.judged_after.metrics
+
+    def sweep(self, values: Sequence[float], *, progress: Progress | None = None) -> list[SweepRow]:
+        """Metrics at other thresholds than the run's own, from the scores that the defense found.
+
+        Args:
+            values: Values of u, 0 or more.
+            progress: Called with batches under a mask done and in all.
+
+        Returns:
+            One row a value; none if the defense has no scores to sweep over.
+        """
+        if self.repaired.scores is None or self.repaired.mask is None:
+            return []
+        known = {Mask({}): self.judged_before, self.repaired.mask: self.judged_after}
+        return sweep(
+            self.record, self.repaired.scores, values, known=known, device=self.outcome.device, progress=progress
+        )
+
+    def measured(self) -> dict[str, float]:
+        """The final numbers as :meth:`clp_plugin.records.adapter.WritesResults.export` takes them."""
+        found = {"acc": self.after.acc, "asr": self.after.asr, "ra": self.after.ra}
+        losses = {
+            "clean_loss": self.judged_after.clean_loss,
+            "triggered_loss": self.judged_after.triggered_loss,
+        }
+        threshold = self.repaired.log.get("u")
+        return {**({"u": threshold} if self.repaired.scores and threshold is not None else {}), **losses, **found}
 
 
 def make_defense(
@@ -78,7 +149,7 @@ def make_defense(
     return cast(Defense, defense), used
 
 
-def run_defense(
+def plan_defense(
     record: Record,
     method: str,
     defense: Defense,
@@ -87,54 +158,116 @@ def run_defense(
     seed: int = 0,
     device: str = "cpu",
     command: str = "",
-    progress: Progress | None = None,
-    before: Metrics | None = None,
     n_budget: int | None = None,
     protocol: ChoiceProtocol = "defender",
+) -> PlannedRun:
+    """Decide what a run of a defense may see and what will be stored of it.
+
+    Args:
+        record: The attacked model and its images.
+        method: Name of the defense for the outcome.
+        defense: It will receive exactly the budget that it declares.
+        options: Its options, for the outcome.
+        seed: Seed of the defense and of the draw of its images.
+        device: Where the defense and the evaluation run.
+        command: The command line, for the outcome.
+        n_budget: How many images the defense may see; see :func:`clp_plugin.bench.budget.draw_budget`.
+        protocol: ``"oracle"`` lets the defense choose its parameter by the test set, and marks the outcome.
+
+    Raises:
+        ConfigError: If the budget cannot be given, or the protocol is the oracle's and the defense chooses nothing.
+    """
+    budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
+    facts = RunFacts(
+        method, options, seed, device, command, record.provenance, budget=label, protocol=protocol
+    )  # fmt: skip
+    return PlannedRun(record, defense, budget, facts, n_budget)
+
+
+def run_defense(
+    planned: PlannedRun, *, before: Judgement | None = None, progress: Progress | None = None
 ) -> DefenseRun:
     """Repair a copy of the record's model and measure both.
 
     Args:
-        record: Unchanged.
-        method: Name for the outcome.
-        defense: Receives exactly the budget that it declares.
-        options: For the outcome.
-        seed: Of the defense.
-        device: Where the defense and the evaluation run.
-        command: For the outcome.
+        planned: What runs on what; the record is not changed.
+        before: What the attacked model does, if that is known already.
         progress: Passed to the defense.
-        before: Metrics of the attacked model, if known already.
-        n_budget: How many images the defense may see; see :func:`draw_budget`.
-        protocol: ``"oracle"`` lets the defense choose its parameter by the test set, and marks the outcome.
 
     Raises:
-        ConfigError: If the budget cannot be given, the defense chooses nothing, or it refuses the network.
+        ConfigError: If the defense refuses the network.
     """
-    budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
-    own = copy.deepcopy(record.model).to(device).eval()
-    before = before or evaluate(own, record, device=device)
+    record, facts = planned.record, planned.facts
+    own = copy.deepcopy(record.model).to(facts.device).eval()
+    before = before or judge(own, record, device=facts.device)
     start = time.perf_counter()
-    with seeded(seed, device):
-        repaired = defense.repair(own, budget, seed=seed, progress=progress)
-    seconds = time.perf_counter() - start
-    after = evaluate(repaired.model, record, device=device)
-    outcome = Outcome(
-        method=method,
-        options=dict(options),
-        command=command,
-        seed=seed,
-        device=device,
-        seconds=seconds,
-        budget=label,
-        protocol=protocol,
-        provenance=record.provenance.to_json(),
-        before=StoredMetrics.model_validate(before.to_json()),
-        after=StoredMetrics.model_validate(after.to_json()),
-        der=defense_effectiveness(before, after),
-        mask=None if repaired.mask is None else repaired.mask.to_json(),
-        log=dict(repaired.log),
-    )
-    return DefenseRun(repaired, outcome, before, after)
+    with seeded(facts.seed, facts.device):
+        repaired = planned.defense.repair(own, planned.budget, seed=facts.seed, progress=progress)
+    return judged(record, repaired, facts, seconds=time.perf_counter() - start, before=before)
+
+
+def judged(
+    record: Record,
+    repaired: Repaired,
+    facts: RunFacts,
+    *,
+    seconds: float,
+    before: Judgement,
+    reported: Mapping[str, float] | None = None,
+) -> DefenseRun:
+    """Measure a repaired model and make the run's outcome.
+
+    Args:
+        record: The attacked model and its images.
+        repaired: What a defense, ours or a toolbox's, made of it.
+        facts: What was known before.
+        seconds: Time of the method itself.
+        before: What the attacked model does on the test images.
+        reported: What a toolbox's own script measured.
+    """
+    after = judge(repaired.model, record, device=facts.device)
+    outcome = facts.outcome(
+        seconds=seconds, before=before.metrics, after=after.metrics, mask=repaired.mask, reported=reported, log=repaired.log
+    )  # fmt: skip
+    return DefenseRun(record, repaired, before, after, outcome)
+
+
+def store_run(
+    run: DefenseRun,
+    folder: Path,
+    *,
+    adapter: ReadsRecords,
+    rows: Sequence[SweepRow] = (),
+    draw: Callable[[Path], object] = lambda place: None,
+    keep_others: bool = False,
+) -> list[str]:
+    """Put a run's files into its folder, in one step.
+
+    Args:
+        run: What is stored.
+        folder: Made, or replaced.
+        adapter: Writes beside our files those that its toolbox reads, if it can.
+        rows: A sweep over u for the toolbox's files.
+        draw: Called with the place that is being filled, for figures.
+        keep_others: Keep what others put beside an earlier result of the same run, such as a toolbox's figures.
+
+    Returns:
+        The names of the files written.
+    """
+    with staged_folder(folder) as place:
+        save_defense(run, place)
+        if isinstance(adapter, WritesResults):
+            adapter.export(
+                place, folder.name, record=run.record, model=run.repaired.model, final=run.measured(),
+                sweep=[dataclasses.asdict(row) for row in rows],
+            )  # fmt: skip
+        draw(place)
+        names = sorted(written.name for written in place.iterdir())
+        if keep_others and folder.is_dir():
+            for item in folder.iterdir():
+                if not (place / item.name).exists():
+                    (shutil.copytree if item.is_dir() else shutil.copy2)(item, place / item.name)
+    return names
 
 
 def save_defense(run: DefenseRun, folder: Path) -> dict[str, str]:
@@ -144,12 +277,12 @@ def save_defense(run: DefenseRun, folder: Path) -> dict[str, str]:
         ``{"weights", "weights_pt", "mask", "outcome"}`` to paths; no ``mask`` for a defense that prunes nothing by design.
     """
     state = run.repaired.model.state_dict()
-    paths = {"weights": folder / "weights.safetensors", "weights_pt": folder / "weights.pt"}
+    paths = {"weights": folder / WEIGHTS, "weights_pt": folder / WEIGHTS_PICKLED}
     for path in paths.values():
         save_weights(state, path)
     if run.repaired.mask is not None:
-        paths["mask"] = folder / "mask.json"
+        paths["mask"] = folder / MASK
         save_mask(run.repaired.mask, paths["mask"])
-    paths["outcome"] = folder / "outcome.json"
-    save_outcome(run.outcome.model_copy(update={"weights": paths["weights"].name}), paths["outcome"])
+    paths["outcome"] = folder / OUTCOME
+    save_outcome(run.outcome.model_copy(update={"weights": WEIGHTS}), paths["outcome"])
     return {name: str(path) for name, path in paths.items()}

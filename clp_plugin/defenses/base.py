@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from clp_plugin.types import BudgetKind, ImageSet, Mask, Metrics, Progress
+from clp_plugin.fusion.view import FusedView
+from clp_plugin.types import BudgetKind, ImageSet, Mask, Metrics, Progress, Scores
 
 Judge = Callable[[nn.Module], Metrics]
 
@@ -46,19 +47,19 @@ class Repaired:
         model: The repaired model.
         mask: What was pruned, for defenses that prune.
         log: Plain values worth keeping (thresholds, losses, seconds of parts).
+        view: The linear layers of the network as it came, where the defense found them; its model is not the repaired one.
+        scores: Their scores, where the defense computed them.
     """
 
     model: nn.Module
     mask: Mask | None = None
     log: Mapping[str, Any] = field(default_factory=dict)
+    view: FusedView | None = None
+    scores: Scores | None = None
 
 
 class Defense(Protocol):
-    """A repair method. The runner owns cloning, seeding, timing, device, eval mode and metrics.
-
-    A defense with a parameter that can be chosen by looking at results also has ``chooses``, that parameter's name; it
-    then obeys ``Budget.judge``.
-    """
+    """A repair method. The runner owns cloning, seeding, timing, device, eval mode and metrics."""
 
     @property
     def budget(self) -> BudgetKind:
@@ -68,3 +69,18 @@ class Defense(Protocol):
     def repair(self, model: nn.Module, budget: Budget, *, seed: int, progress: Progress | None = None) -> Repaired:
         """Repair ``model``, which is the defense's own copy, in eval mode, on the device to work on."""
         ...
+
+
+@runtime_checkable
+class ChoosesByResults(Protocol):
+    """A defense with a parameter that can be chosen by looking at results: it then obeys ``Budget.judge``."""
+
+    @property
+    def chooses(self) -> str:
+        """The parameter's name; empty if there is none after all."""
+        ...
+
+
+def chosen_parameter(defense: Defense) -> str:
+    """Name of the parameter that a defense can choose by results, or empty."""
+    return defense.chooses if isinstance(defense, ChoosesByResults) else ""

@@ -12,7 +12,9 @@ from clp_plugin.defenses.base import Budget, Repaired
 from clp_plugin.defenses.shared.choice import ORACLE_U, Candidate, choose_by_test_set
 from clp_plugin.errors import ConfigError
 from clp_plugin.fusion.layers import fuse
+from clp_plugin.fusion.published import published_rule_note
 from clp_plugin.masking.apply import apply_mask
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select
 from clp_plugin.types import BudgetKind, NormKind, Pairing, Progress, ScoreKind
@@ -59,11 +61,19 @@ class CLP:
         start = time.perf_counter()
         scores = score(view, score=self.score, norm=self.norm)
         seconds = time.perf_counter() - start
-        log: dict[str, Any] = {"u": self.u, "seconds_score": seconds, "layers": view.counts()}
+        followed = view if self.pairing == "dataflow" else fuse(model, budget.input_shape)
+        log: dict[str, Any] = {
+            "u": self.u,
+            "seconds_score": seconds,
+            "layers": view.counts(),
+            "published_rule": published_rule_note(model, followed),
+        }
         mask = select(scores, self.u)
         if budget.judge is not None:
             candidates = [Candidate(u, select(scores, u)) for u in ORACLE_U]
             chosen = choose_by_test_set(model, candidates, budget.judge, keep_bias=False)
             mask, log = chosen.mask, {**log, "u": chosen.value, **chosen.log}
-        apply_mask(model, mask)
-        return Repaired(model, mask, log)
+        # The view stays that of the network as it came: its figures and its TAC are measured on that one.
+        repaired = copy_of(model)
+        apply_mask(repaired, mask)
+        return Repaired(repaired, mask, log, view, scores)

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.evaluation.metrics import metrics_of
+from clp_plugin.evaluation.metrics import Judgement, metrics_of
 from clp_plugin.evaluation.prefix_replay import PrefixReplay, shared_prefix, sharing, watched
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.wrappers import unwrap
-from clp_plugin.types import ImageSet, Ints, Mask, Metrics, Progress, Record
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What one masked network does on a record's test images.
-
-    Attributes:
-        metrics: As of :func:`clp_plugin.evaluation.metrics.evaluate`, to the last image.
-        clean_loss: Mean over batches of the batch's mean cross-entropy on clean images and true labels.
-        triggered_loss: The same on triggered images and the attacker's labels.
-    """
-
-    metrics: Metrics
-    clean_loss: float
-    triggered_loss: float
+from clp_plugin.types import ImageSet, Ints, Mask, Progress, Record
 
 
 def evaluate_masks(
@@ -57,7 +41,7 @@ def evaluate_masks(
         progress: Called with runs of a batch done and in all.
 
     Returns:
-        One judgement a mask, in the given order.
+        One judgement a mask, in the given order, as :func:`clp_plugin.evaluation.metrics.judge` would give it.
     """
     network = unwrap(model).to(device).eval()
     triggered = record.triggered.images

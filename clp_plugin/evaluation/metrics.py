@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.errors import RecordError
 from clp_plugin.networks.outputs import logits_of
 from clp_plugin.types import ImageSet, Ints, Metrics, Progress, Record
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one network does on a record's test images.
+
+    Attributes:
+        metrics: ACC, ASR, RA and the base rate.
+        clean_loss: Mean over batches of the batch's mean cross-entropy on clean images and true labels.
+        triggered_loss: The same on triggered images and the attacker's labels.
+    """
+
+    metrics: Metrics
+    clean_loss: float
+    triggered_loss: float
 
 
 def evaluate(
@@ -21,6 +39,18 @@ def evaluate(
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Metrics:
+    """Judge a model on a record's test images; the metrics of :func:`judge`."""
+    return judge(model, record, device=device, batch_size=batch_size, progress=progress).metrics
+
+
+def judge(
+    model: nn.Module,
+    record: Record,
+    *,
+    device: str = "cpu",
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Judgement:
     """Judge a model on a record's test images.
 
     Args:
@@ -28,7 +58,7 @@ def evaluate(
             or in a tuple, dictionary or dataclass (:func:`clp_plugin.networks.outputs.logits_of`).
         record: Supplies clean and triggered test images and the target rule.
         device: Where to run.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; the losses depend on it, as the toolbox's do.
         progress: Called with images done and images in all.
 
     Raises:
@@ -37,17 +67,20 @@ def evaluate(
     Source:
         CLP 5.1.3; ``base_rate`` (clean twins already called the target) as design.md asks.
     """
-    total = len(record.clean) + len(record.triggered.images)
     require_test_images(record)
-    clean = predict(model, record.clean, device, batch_size, progress and (lambda done: progress(done, total)))
-    triggered = predict(
-        model,
-        record.triggered.images,
-        device,
-        batch_size,
-        progress and (lambda done: progress(len(record.clean) + done, total)),
-    )
-    return metrics_of(record, clean, triggered)
+    done, total = 0, len(record.clean) + len(record.triggered.images)
+
+    def tick(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, total)
+
+    triggered = record.triggered.images
+    wanted = record.target.wanted(triggered.labels)
+    clean, clean_loss = _classes(model, record.clean, record.clean.labels, device, batch_size, tick)
+    found, triggered_loss = _classes(model, triggered, wanted, device, batch_size, tick)
+    return Judgement(metrics_of(record, clean, found), clean_loss, triggered_loss)
 
 
 def require_test_images(record: Record) -> None:
@@ -85,22 +118,22 @@ def metrics_of(record: Record, clean: Ints, triggered: Ints) -> Metrics:
     )
 
 
-def predict(
-    model: nn.Module,
-    images: ImageSet,
-    device: str = "cpu",
-    batch_size: int = 256,
-    progress: Callable[[int], object] | None = None,
-) -> Ints:
-    """Class of every image, ``(N,)`` int64; the model is left in eval mode on ``device``."""
+def _classes(
+    model: nn.Module, images: ImageSet, labels: Ints, device: str, batch_size: int, tick: Callable[[int], object]
+) -> tuple[Ints, float]:
+    """Class of every image ``(N,)``, and the mean over batches of the mean cross-entropy with ``labels`` ``(N,)``."""
     model = model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     found: list[Ints] = []
-    done = 0
+    losses: list[float] = []
+    start = 0
     with torch.inference_mode():
         for batch in images.batches(batch_size):
-            found.append(logits_of(model(batch.to(device, dtype))).argmax(dim=1).cpu().numpy().astype(np.int64))
-            done += len(batch)
-            if progress is not None:
-                progress(done)
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+            wanted = torch.from_numpy(labels[start : start + len(batch)]).to(device)
+            start += len(batch)
+            logits = logits_of(model(batch.to(device, dtype)))
+            found.append(logits.argmax(dim=1).cpu().numpy().astype(np.int64))
+            fits = labels.max() < logits.shape[1]  # a network with too few classes is wrong, not an error
+            losses.append(float(F.cross_entropy(logits.float(), wanted)) if fits else math.nan)
+            tick(len(batch))
+    return np.concatenate(found), float(np.mean(losses))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.evaluation.many_masks import Judgement, evaluate_masks
-from clp_plugin.evaluation.metrics import require_test_images
+from clp_plugin.evaluation.many_masks import evaluate_masks
+from clp_plugin.evaluation.metrics import Judgement, require_test_images
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.selection.outliers import select
 from clp_plugin.types import Mask, Progress, Record, Scores
@@ -45,6 +45,7 @@ def sweep(
     scores: Scores,
     values: Sequence[float],
     *,
+    known: Mapping[Mask, Judgement] | None = None,
     device: str = "cpu",
     batch_size: int = 256,
     progress: Progress | None = None,
@@ -55,6 +56,7 @@ def sweep(
         record: The attacked model and its test images. The model is not touched: a copy is pruned.
         scores: Of that model.
         values: Values of u, 0 or more.
+        known: Masks of this model that were judged already, at the same batch size; they are not run again.
         device: Where to run.
         batch_size: Images per forward pass.
         progress: Called with batches under a mask done and in all; each distinct mask is run once.
@@ -67,17 +69,12 @@ def sweep(
     """
     require_test_images(record)
     masks = [select(scores, u) for u in values]
-    distinct = {mask.fingerprint(): mask for mask in masks}
-    judged = evaluate_masks(
-        copy_of(record.model),
-        record,
-        list(distinct.values()),
-        device=device,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    found = dict(zip(distinct, judged, strict=True))
-    return [_row(u, mask, found[mask.fingerprint()]) for u, mask in zip(values, masks, strict=True)]
+    found = dict(known or {})
+    if unknown := list(dict.fromkeys(mask for mask in masks if mask not in found)):
+        own = copy_of(record.model)
+        judged = evaluate_masks(own, record, unknown, device=device, batch_size=batch_size, progress=progress)
+        found.update(zip(unknown, judged, strict=True))
+    return [_row(u, mask, found[mask]) for u, mask in zip(values, masks, strict=True)]
 
 
 def _row(u: float, mask: Mask, judged: Judgement) -> SweepRow:

@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,9 +18,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_json_atomically
 from clp_plugin.files.locks import finished
 from clp_plugin.files.reading import read_json, read_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from clp_plugin.types import ChoiceProtocol, Mask, Metrics, Provenance, defense_effectiveness
 
 SCHEMA_VERSION: Literal[1] = 1
 _VERSIONED = ("clp-plugin", "torch", "torchvision", "numpy", "scikit-learn")
@@ -137,6 +136,85 @@ class Outcome(BaseModel):
         return {key: round(abs(told - ours[key]) * counts[key]) for key, told in both.items()}
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run of a defense before it starts, whosever code runs; its outcome is made from it.
+
+    Attributes:
+        method: Name of the defense in the catalogue, or in its toolbox.
+        options: Its options, as they will be used.
+        seed: Seed of the defense and of the draw of its images.
+        device: Where it runs, e.g. ``"cpu"``.
+        command: The command line, or what a library call amounts to.
+        provenance: Where the record comes from.
+        implementation: ``"clp_plugin"``, or the toolbox whose code runs.
+        budget: What it may see: ``"none"``, ``"benign:500"``.
+        protocol: ``"oracle"`` if a test or triggered image takes part in choosing a parameter.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    seed: int
+    device: str
+    command: str
+    provenance: Provenance
+    implementation: str = "clp_plugin"
+    budget: str = "none"
+    protocol: ChoiceProtocol = "defender"
+
+    def outcome(
+        self,
+        *,
+        seconds: float = 0.0,
+        before: Metrics | None = None,
+        after: Metrics | None = None,
+        mask: Mask | None = None,
+        reported: Mapping[str, float] | None = None,
+        log: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> Outcome:
+        """What came of the run.
+
+        Args:
+            seconds: Time of the method itself.
+            before: Metrics of the attacked model, if they were measured.
+            after: Metrics of the repaired model; None for a run that failed.
+            mask: What was pruned, for a defense that prunes.
+            reported: What a toolbox's own script measured.
+            log: Plain values worth keeping.
+            error: What went wrong; None for a run that ended well.
+        """
+        return Outcome(
+            method=self.method,
+            implementation=self.implementation,
+            options=dict(self.options),
+            command=self.command,
+            seed=self.seed,
+            device=self.device,
+            seconds=seconds,
+            budget=self.budget,
+            protocol=self.protocol,
+            status="ok" if error is None else "failed",
+            error=error,
+            provenance=self.provenance.to_json(),
+            before=None if before is None else StoredMetrics.model_validate(before.to_json()),
+            after=None if after is None else StoredMetrics.model_validate(after.to_json()),
+            reported=None if reported is None else dict(reported),
+            der=None if before is None or after is None else defense_effectiveness(before, after),
+            mask=None if mask is None else mask.to_json(),
+            log=dict(log or {}),
+        )
+
+    def same_run(self, outcome: Outcome) -> bool:
+        """Whether an outcome is of this very run: the same method, options, seed, images and model."""
+        return (
+            (outcome.method, outcome.implementation, outcome.seed) == (self.method, self.implementation, self.seed)
+            and (outcome.protocol, outcome.budget) == (self.protocol, self.budget)
+            and outcome.provenance.get("sha256") == self.provenance.sha256
+            and outcome.has_options(self.options)
+        )
+
+
 def save_outcome(outcome: Outcome, path: Path) -> None:
     """Write an outcome in one step.
 
@@ -181,48 +259,9 @@ def load_outcomes(folder: Path) -> list[Outcome]:
     return [load_outcome(path) for path in sorted(finished(folder, ".json")) if _looks_like_an_outcome(path)]
 
 
-def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
-    """One row an outcome; fractions stay fractions.
-
-    Returns:
-        Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
-        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der``,
-        ``apart`` (the most test images on which a toolbox's own ACC, ASR or RA differs from ours) and ``created``.
-    """
-    import pandas as pd
-
-    rows = [_row(outcome) for outcome in outcomes]
-    frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
-    # Whole numbers stay whole beside missing ones.
-    return frame.astype({"seed": "Int64", "pruned": "Int64", "apart": "Int64"})
-
-
 def _looks_like_an_outcome(path: Path) -> bool:
     try:
         text = read_text(path, raises=ConfigError)
     except ConfigError:
         return False
     return '"schema_version"' in text and '"protocol"' in text
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    origin = outcome.provenance
-    row: dict[str, Any] = {
-        key: origin.get(key) for key in ("attack", "dataset", "architecture", "poison_rate", "toolbox", "sha256")
-    }
-    row["record"] = origin.get("path")
-    row["options"] = json.dumps(outcome.options, sort_keys=True, default=str)
-    for key in ("method", "implementation", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):
-        row[key] = getattr(outcome, key)
-    for when, metrics in (("before", outcome.before), ("after", outcome.after)):
-        values: Mapping[str, Any] = metrics.model_dump() if metrics else {}
-        row |= {f"{when}_{key}": values.get(key) for key in StoredMetrics.model_fields}
-    return {
-        **row,
-        "der": outcome.der,
-        "apart": max(outcome.images_apart.values(), default=None),
-        "created": outcome.created,
-    }
-
-
-_EMPTY = Outcome(method="", command="", seed=None, device="", seconds=0, versions={}, created="")

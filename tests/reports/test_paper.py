@@ -13,7 +13,8 @@ from test_ranking import run
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.paper import performance_table, sweeps_figure, table_latex, table_markdown, time_table
-from clp_plugin.store.outcomes import Outcome, outcomes_frame
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome
 
 
 def of(attack: str, record: str, method: str, acc: float, asr: float, **changes: object) -> Outcome:

@@ -10,7 +10,8 @@ from scipy import stats
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.ranking import compare_methods, leaderboard
-from clp_plugin.store.outcomes import Outcome, outcomes_frame
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome
 
 Pair = tuple[float, float]
 

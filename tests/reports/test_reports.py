@@ -24,6 +24,7 @@ from clp_plugin.reports.figures import (
     uclc_tac_figure,
 )
 from clp_plugin.reports.tables import outcome_rows, to_csv, to_markdown
+from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
 from clp_plugin.types import Mask, Scores
 
@@ -183,9 +184,8 @@ def test_markdown_says_percent_and_keeps_the_columns_apart() -> None:
 
 
 def test_outcome_rows_keep_fractions_and_mark_oracles() -> None:
-    row, oracle, failed = outcome_rows(
-        [outcome(), outcome("anp", protocol="oracle"), outcome(status="failed", error="boom", after=None, der=None)]
-    )
+    failure = outcome(status="failed", error="boom", after=None, der=None)
+    row, oracle, failed = outcome_rows(outcomes_frame([outcome(), outcome("anp", protocol="oracle"), failure]))
     assert (row["after_asr"], row["base_rate"], row["pruned"], row["method"]) == (0.0512, 0.011, 2, "clp")
     assert oracle["method"] == "anp (oracle)"
     assert (failed["after_asr"], failed["der"], failed["status"]) == (None, None, "failed")
@@ -194,7 +194,8 @@ def test_outcome_rows_keep_fractions_and_mark_oracles() -> None:
 
 def test_large_counts_are_written_out_beside_missing_ones() -> None:
     wide = {"conv": {"channels": 4096, "pruned": list(range(1234))}}
-    table = to_markdown(outcome_rows([outcome(mask=wide, seconds=5678.9), outcome(mask=None, seed=None)]))
+    frame = outcomes_frame([outcome(mask=wide, seconds=5678.9), outcome(mask=None, seed=None)])
+    table = to_markdown(outcome_rows(frame))
     assert "| 1234 |" in " ".join(table.split())
     assert "| 5679 |" in " ".join(table.split())
 

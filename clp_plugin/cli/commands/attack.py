@@ -12,8 +12,9 @@ from typing import Any, cast
 from clp_plugin.adapters.builtin.attack import attacked, is_finished
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.recipe import RECIPES
-from clp_plugin.cli.console import emit_json, percent, progress_bar, say, show_table
+from clp_plugin.cli.console import emit_json, percent, progress_bar, say
 from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.showing import show_metrics
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.networks.devices import pick_device
@@ -119,21 +120,6 @@ def _trained(
         took = f"after {time.perf_counter() - start:.0f} s"
         say(f"using the attacked model in {out}" if there else f"stored the attacked model in {out} {took}")
         yield
-
-
-def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, Any] | None = None) -> None:
-    """A table in percent: ACC, ASR, RA and the base rate of each model, with one more column if given."""
-    columns = ["model", "ACC %", "ASR %", "RA %", "base rate %", *(["pruned"] if extra else [])]
-    show_table(
-        title,
-        columns,
-        [
-            (
-                name, 100 * m.acc, 100 * m.asr, 100 * m.ra, 100 * m.base_rate, *([extra.get(name, "")] if extra else []),
-            )
-            for name, m in rows.items()
-        ],
-    )  # fmt: skip
 
 
 def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSettings:

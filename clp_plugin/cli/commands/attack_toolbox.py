@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clp_plugin.cli.commands.attack import note_if_it_did_not_take, show_metrics
+from clp_plugin.cli.commands.attack import note_if_it_did_not_take
 from clp_plugin.cli.console import emit_json, say
 from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.showing import show_metrics
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunRequest, RunsAttacks, require

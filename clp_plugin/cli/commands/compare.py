@@ -12,8 +12,9 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.files.reading import read_text
 from clp_plugin.records.opening import locate_record
 from clp_plugin.registry import load_catalogue
+from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.layout import LOGS
-from clp_plugin.store.outcomes import Outcome, load_outcomes, outcomes_frame
+from clp_plugin.store.outcomes import Outcome, load_outcomes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,12 +35,12 @@ def compare_records(
 
     catalogue = load_catalogue(registry)
     paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
-    outcomes = [outcome for path in paths for outcome in _outcomes(path)]
-    rows = outcome_rows(outcomes)
-    frame = outcomes_frame(outcomes)
+    frame = outcomes_frame(outcome for path in paths for outcome in _outcomes(path))
+    rows = outcome_rows(frame)
+    compared = comparison_rows(rows)
     figure = comparison_figure(frame)
     to_csv(rows, out / "comparison.csv")
-    write_text_atomically(out / "comparison.md", to_markdown(comparison_rows(outcomes)))
+    write_text_atomically(out / "comparison.md", to_markdown(compared))
     save_figure(figure, out / "comparison")
     written = ["comparison.md, .csv, .png and .pdf"]
     if len(paths) > 1:
@@ -53,7 +54,7 @@ def compare_records(
     if as_json:
         emit_json({"rows": rows, "uclc_tac": list(correlations)})
         return
-    show_table("after repair", *_for_people(comparison_rows(outcomes)))
+    show_table("after repair", *_for_people(compared))
     for row in rows:
         if row["error"]:
             say(f"{row['method']} failed on {row['record']}: {row['error']}")

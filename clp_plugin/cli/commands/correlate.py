@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from clp_plugin.cli.console import emit_json, progress_bar, say, show_table
+from clp_plugin.cli.console import emit_json, progress_bar, say
+from clp_plugin.cli.showing import show_correlation, show_sweep
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
@@ -111,22 +111,6 @@ def write_correlation(folder: Path, scores: Scores, tac: dict[str, Floats], mask
     save_figure(uclc_tac_figure(scores, tac, mask, titles), folder / "uclc_tac")
 
 
-def show_correlation(found: Correlation) -> None:
-    """A row a layer; the reason where a coefficient is not defined."""
-    show_table(
-        "UCLC and TAC over the channels of each layer (95 % bootstrap intervals)",
-        ("layer", "channels", "Pearson", "interval", "Spearman", "interval"),
-        [
-            (e.name, e.n, e.pearson, _interval(e.pearson_ci), e.spearman, _interval(e.spearman_ci) or e.reason)
-            for e in (*found.layers, found.pooled)
-        ],
-    )
-
-
-def _interval(ci: tuple[float, float]) -> str:
-    return "" if math.isnan(ci[0]) else f"{ci[0]:.2f} to {ci[1]:.2f}"
-
-
 def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     """Sweep, write CSV and figure, print."""
     values = parse_range(request.values)
@@ -155,12 +139,3 @@ def write_sweep(folder: Path, rows: list[SweepRow], u: float) -> None:
     plain = [row.to_json() for row in rows]
     to_csv(plain, folder / "sweep.csv")
     save_figure(sweep_figure(plain, default_u=u), folder / "sweep")
-
-
-def show_sweep(rows: list[SweepRow]) -> None:
-    """A row a value of u, in percent."""
-    show_table(
-        "u-sweep (measured on test images: choosing u by it would be an oracle)",
-        ("u", "pruned", "ACC %", "ASR %", "RA %"),
-        [(f"{row.u:g}", row.pruned, 100 * row.acc, 100 * row.asr, 100 * row.ra) for row in rows],
-    )

@@ -10,22 +10,20 @@ from typing import Any
 import numpy as np
 
 from clp_plugin.adapters.builtin.settings import PRESETS
-from clp_plugin.bench.run import DefenseRun, make_defense, run_defense, save_defense
+from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, store_run
 from clp_plugin.cli.commands.attack import train_record
-from clp_plugin.cli.commands.correlate import show_correlation, show_sweep, write_correlation, write_sweep
-from clp_plugin.cli.commands.defend import defense_json, show_defense
+from clp_plugin.cli.commands.correlate import write_correlation, write_sweep
 from clp_plugin.cli.console import command_line, emit_json, percent, progress_bar, say
+from clp_plugin.cli.showing import defense_json, show_correlation, show_defense, show_sweep
+from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
-from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
+from clp_plugin.evidence.sweep import SweepRow, parse_range
 from clp_plugin.evidence.tac import trigger_activated_change
-from clp_plugin.fusion.layers import fuse
-from clp_plugin.fusion.view import FusedView
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.opening import open_record
+from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
-from clp_plugin.scoring.lipschitz import score
-from clp_plugin.types import Mask, Record, Scores
+from clp_plugin.store.layout import DEFENSES
 
 SWEEP = "0:8:0.5"
 _WORKED_ASR = 0.10
@@ -41,22 +39,22 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
         say(f"using the attacked model in {out}")
     else:
         train_record(replace(PRESETS["demo"], seed=seed), out, device)
-    record = open_record(out, toolbox="builtin")
-    view = fuse(record.model, record.input_shape)
-    scores = score(view)
     catalogue = load_catalogue()
+    adapter = load_adapter(catalogue, "builtin")
+    record = adapter.open(out)
     defense, options = make_defense(catalogue, "clp", record.provenance.dataset, {})
-    run = run_defense(record, "clp", defense, options, seed=seed, device=device, command=command_line())
-    repaired = out / "defense" / "clp"
-    save_defense(run, repaired)
+    planned = plan_defense(record, "clp", defense, options, seed=seed, device=device, command=command_line())
+    run = run_defense(planned)
+    repaired = out / DEFENSES / "clp"
+    store_run(run, repaired, adapter=adapter, keep_others=True)
     with progress_bar("sweep") as report:
-        rows = sweep(record, scores, parse_range(SWEEP), device=device, progress=report)
-    found = _write_figures(out / "figures", record, view, scores, run, rows, device)
+        rows = run.sweep(parse_range(SWEEP), progress=report)
+    found = _write_figures(out / "figures", run, rows)
     seconds = time.perf_counter() - start
     if as_json:
         emit_json(_report(run, repaired, rows, found, seconds))
         return
-    show_defense(record, run)
+    show_defense(run)
     show_sweep(rows)
     show_correlation(found)
     say(verdict(run, float(options["u"])))
@@ -86,19 +84,13 @@ def _report(
     }
 
 
-def _write_figures(
-    folder: Path,
-    record: Record,
-    view: FusedView,
-    scores: Scores,
-    run: DefenseRun,
-    rows: list[SweepRow],
-    device: str,
-) -> Correlation:
+def _write_figures(folder: Path, run: DefenseRun, rows: list[SweepRow]) -> Correlation:
     from clp_plugin.reports.figures import channel_scores_figure, example_images_figure, save_figure
 
-    mask = run.repaired.mask or Mask({})
-    tac = trigger_activated_change(view, record, device=device)
+    view, scores, mask, record = run.repaired.view, run.repaired.scores, run.repaired.mask, run.record
+    if view is None or scores is None or mask is None:
+        raise ConfigError("the demo shows what clp found; the catalogue's clp returned no view, scores or mask")
+    tac = trigger_activated_change(view, record, device=run.outcome.device)
     found = correlate(scores, tac)
     write_correlation(folder, scores, tac, mask, found)
     u = float(run.outcome.options["u"])

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clp_plugin.adapters.builtin.record_files import DESCRIPTION, read_description
 from clp_plugin.adapters.builtin.settings import AttackSettings
-from clp_plugin.bench.run import make_defense, run_defense, save_defense
+from clp_plugin.bench.grid import GridSettings, defend_all
 from clp_plugin.cli.commands.attack import AttackRequest, attack_settings, train_record
-from clp_plugin.cli.commands.defend import OUTCOME, slug
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
-from clp_plugin.defenses.base import Defense
-from clp_plugin.errors import ClpError, ConfigError
-from clp_plugin.evaluation.metrics import evaluate
-from clp_plugin.files.checkpoints import staged_folder, write_text_atomically
+from clp_plugin.cli.showing import show_cell
+from clp_plugin.errors import ConfigError
+from clp_plugin.files.atomic import write_text_atomically
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.opening import open_record
+from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
-from clp_plugin.store.outcomes import Outcome, load_outcome, save_outcome
-from clp_plugin.types import ChoiceProtocol, Metrics, Record
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome
+from clp_plugin.types import ChoiceProtocol
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,6 @@ class MatrixRequest:
     registry: Path | None = None
 
 
-@dataclass(frozen=True)
-class _Planned:
-    method: str
-    defense: Defense
-    options: Mapping[str, Any]
-
-
 def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     """Attack, defend, store, tabulate. A cell that fails is stored as failed and does not stop the others."""
     catalogue = load_catalogue(request.registry)
@@ -71,11 +62,12 @@ def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     for defense in defenses:
         catalogue.resolve("defenses", defense)
     start = time.perf_counter()
+    grid = GridSettings(catalogue, request.scale, request.protocol, device, command_line(), progress_bar)
     outcomes = [
         outcome
         for seed in request.seeds
         for attack in attacks
-        for outcome in _row(request, catalogue, attack, defenses, seed, device)
+        for outcome in _row(request, grid, attack, defenses, seed)
     ]
     seconds = time.perf_counter() - start
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -88,24 +80,16 @@ def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
 
 
 def _row(
-    request: MatrixRequest, catalogue: Catalogue, attack: str, defenses: Sequence[str], seed: int, device: str
+    request: MatrixRequest, grid: GridSettings, attack: str, defenses: Sequence[str], seed: int
 ) -> Iterator[Outcome]:
     """All defenses on one record."""
     path = request.out / f"{attack.replace(':', '-')}-seed{seed}"
-    _attack(request, catalogue, attack, seed, path, device)
-    record = open_record(path, toolbox="builtin")
-    before: Metrics | None = None
-    for method in defenses:
-        planned = _plan(request, catalogue, method, record)
-        if planned is None:
-            continue
-        name = slug(planned.defense, planned.options, seed=seed, protocol=request.protocol)
-        folder = path / "defense" / method / name
-        if (earlier := _kept(folder / OUTCOME, record, planned)) is not None:
-            yield earlier
-            continue
-        before = before or evaluate(record.model, record, device=device)
-        yield _defend(request, record, planned, seed, device, before, folder)
+    _attack(request, grid.catalogue, attack, seed, path, grid.device)
+    adapter = load_adapter(grid.catalogue, "builtin")
+    for cell in defend_all(adapter.open(path), defenses, grid, adapter=adapter, seed=seed):
+        if not cell.kept:
+            show_cell(cell)
+        yield cell.outcome
 
 
 def _settings(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int) -> AttackSettings:
@@ -126,75 +110,15 @@ def _attack(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int
     train_record(settings, path, device, attack_type=attack_type, label=f"{attack}, seed {seed}")
 
 
-def _kept(file: Path, record: Record, planned: _Planned) -> Outcome | None:
-    """The outcome that stands there, if it is of this very model and these options, and did not fail."""
-    if not file.is_file():
-        return None
-    earlier = load_outcome(file)
-    same = earlier.has_options(planned.options) and earlier.provenance["sha256"] == record.provenance.sha256
-    return earlier if same and earlier.status == "ok" else None
-
-
-def _plan(request: MatrixRequest, catalogue: Catalogue, method: str, record: Record) -> _Planned | None:
-    defense, options = make_defense(catalogue, method, record.provenance.dataset, {}, scale=request.scale)
-    if request.protocol == "oracle" and not getattr(defense, "chooses", ""):
-        return None
-    return _Planned(method, defense, options)
-
-
-def _defend(
-    request: MatrixRequest, record: Record, planned: _Planned, seed: int, device: str, before: Metrics, folder: Path
-) -> Outcome:
-    try:
-        with progress_bar(f"{planned.method} on {record.folder.name}") as report:
-            run = run_defense(
-                record,
-                planned.method,
-                planned.defense,
-                planned.options,
-                seed=seed,
-                device=device,
-                command=command_line(),
-                progress=report,
-                before=before,
-                protocol=request.protocol,
-            )
-    except Exception as error:  # hours of other cells must not be lost to one method, whoever wrote it
-        told = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
-        return _failed(request, record, planned, seed, device, told, folder)
-    with staged_folder(folder) as place:
-        save_defense(run, place)
-    after = run.after
-    say(
-        f"{planned.method} on {record.folder.name}: ACC {100 * before.acc:.1f} -> {100 * after.acc:.1f}, "
-        f"ASR {100 * before.asr:.1f} -> {100 * after.asr:.1f}, {run.outcome.seconds:.1f} s"
-    )
-    return load_outcome(folder / OUTCOME)
-
-
-def _failed(
-    request: MatrixRequest, record: Record, planned: _Planned, seed: int, device: str, error: str, folder: Path
-) -> Outcome:
-    outcome = Outcome(
-        method=planned.method, options=dict(planned.options), command=command_line(), seed=seed, device=device, seconds=0,
-        protocol=request.protocol, status="failed", error=error, provenance=record.provenance.to_json(),
-    )  # fmt: skip
-    with staged_folder(folder) as place:
-        save_outcome(outcome, place / OUTCOME)
-    say(f"{planned.method} on {record.folder.name} failed: {error}")
-    return outcome
-
-
 def _write_tables(out: Path, outcomes: Sequence[Outcome]) -> list[str]:
     from clp_plugin.reports.figures import save_figure
     from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
     from clp_plugin.reports.tables import outcome_rows, to_csv
-    from clp_plugin.store.outcomes import outcomes_frame
 
     if not any(outcome.status == "ok" for outcome in outcomes):
         raise ConfigError(f"{out}: no cell has a result; see what failed above")
     frame = outcomes_frame(outcomes)
-    to_csv(outcome_rows(outcomes), out / "matrix.csv")
+    to_csv(outcome_rows(frame), out / "matrix.csv")
     write_text_atomically(out / "matrix.md", matrix_markdown(frame))
     save_figure(matrix_figure(frame), out / "matrix")
     return ["matrix.csv", "matrix.md", "matrix.png", "matrix.pdf"]

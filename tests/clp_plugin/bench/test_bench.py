@@ -16,12 +16,11 @@ import torch
 from fake_records import fake_record
 from torch import nn
 
-from clp_plugin.bench.run import make_defense, run_defense, save_defense
-from clp_plugin.cli.commands.defend import defense_json, slug
+from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, save_defense
+from clp_plugin.cli.showing import defense_json
 from clp_plugin.defenses.base import Budget, Defense, Repaired
-from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError, RegistryError
-from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.evaluation.metrics import Judgement, evaluate, judge
 from clp_plugin.files.checkpoints import load_checkpoint
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import load_mask
@@ -58,8 +57,8 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
     return list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def run(record: Record, defense: Defense, **options: Any) -> Any:
-    return run_defense(record, "spy", defense, {"strength": 0.1}, **options)
+def run(record: Record, defense: Defense, *, before: Judgement | None = None, **options: Any) -> DefenseRun:
+    return run_defense(plan_defense(record, "spy", defense, {"strength": 0.1}, **options), before=before)
 
 
 def test_data_free_defense_gets_no_image() -> None:
@@ -133,10 +132,10 @@ def test_outcome_holds_both_measurements_and_where_they_come_from() -> None:
 
 def test_known_metrics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     record = fake_record()
-    known = evaluate(record.model, record)
+    known = judge(record.model, record)
     calls: list[nn.Module] = []
-    monkeypatch.setattr("clp_plugin.bench.run.evaluate", lambda model, *_, **__: calls.append(model) or known)
-    assert run(record, Spy(), before=known).before is known
+    monkeypatch.setattr("clp_plugin.bench.run.judge", lambda model, *_, **__: calls.append(model) or known)
+    assert run(record, Spy(), before=known).before is known.metrics
     assert len(calls) == 1
 
 
@@ -156,7 +155,7 @@ def test_failure_of_a_defense_leaves_the_record_alone() -> None:
 def test_files_load_back_to_the_same_model_mask_and_outcome(tmp_path: Path) -> None:
     record = fake_record()
     defense, options = make_defense(load_catalogue(), "clp", "noise", {"u": 1.0})
-    found = run_defense(record, "clp", defense, options)
+    found = run_defense(plan_defense(record, "clp", defense, options))
     paths = save_defense(found, tmp_path / "new" / "folder")
     assert set(paths) == {"weights", "weights_pt", "mask", "outcome"}
     for name in ("weights", "weights_pt"):
@@ -261,21 +260,7 @@ def test_what_is_no_defense_is_refused_before_it_runs(tmp_path: Path) -> None:
 def test_clp_through_the_runner_is_the_five_library_calls() -> None:
     record = fake_record()
     defense, options = make_defense(load_catalogue(), "clp", "noise", {"u": 1.0})
-    found = run_defense(record, "clp", defense, options)
+    found = run_defense(plan_defense(record, "clp", defense, options))
     mask = select(score(fuse(record.model, record.input_shape)), 1.0)
     assert found.repaired.mask == mask
     assert found.outcome.pruned == len(mask) > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "how", "expected"),
-    [
-        ({"u": 3.0, "score": "paper", "pairing": "dataflow"}, {}, "default-seed0"),
-        ({"u": 2.5, "score": "relative"}, {}, "u2.5-relative-seed0"),
-        ({"u": 3}, {"protocol": "oracle", "n_budget": 50}, "n50-oracle-seed0"),
-        ({"path": "a/b", "flag": True}, {}, "a_b-flag=True-seed0"),
-        ({}, {}, "default-seed0"),
-    ],
-)
-def test_folder_name_tells_runs_apart(options: dict[str, Any], how: dict[str, Any], expected: str) -> None:
-    assert slug(CLP(), options, seed=0, **how) == expected

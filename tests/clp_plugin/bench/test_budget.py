@@ -10,7 +10,7 @@ import torch
 from fake_records import fake_record, random_images
 
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.defenses.shared.choice import ORACLE_U
 from clp_plugin.errors import ConfigError
@@ -106,7 +106,7 @@ def test_clp_as_an_oracle_takes_the_u_of_the_lowest_asr_that_keeps_nine_tenths_o
         if before.acc - found.acc < 0.1 * before.acc and found.asr < best:
             best, expected = found.asr, u
     assert expected is not None, "nothing to choose: give another record"
-    run = run_defense(record, "clp", CLP(), {}, protocol="oracle")
+    run = run_defense(plan_defense(record, "clp", CLP(), {}, protocol="oracle"))
     assert run.outcome.protocol == "oracle"
     assert run.after.asr == best
     assert run.outcome.log["u"] == expected

@@ -14,7 +14,8 @@ from command_line import bench, refused
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.comparison import comparison_figure, correlation_figure
 from clp_plugin.reports.tables import method_label
-from clp_plugin.store.outcomes import Outcome, outcomes_frame, save_outcome
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome, save_outcome
 
 
 def outcome(record: Path, method: str = "clp", **changes: Any) -> Outcome:

@@ -18,7 +18,8 @@ from clp_plugin.cli.commands import attack as attack_command
 from clp_plugin.cli.commands.matrix import parse_seeds
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
-from clp_plugin.store.outcomes import Outcome, load_outcome, outcomes_frame
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome, load_outcome
 
 TINY = replace(
     PRESETS["small"],

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.models import mobilenet_v3_small
 
 from clp_plugin.adapters.builtin.models.build import build as build_model
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.anp import ANP
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.shared.norms import ScaledNorms, working_copy
@@ -240,14 +240,14 @@ def test_other_networks_through_the_runner(name: str) -> None:
     torch.manual_seed(0)
     record = fake_record(NETWORKS[name](), size=32, count=10)
     anp = ANP(iterations=2, batch_size=4, lr=2.0, threshold=0.9)
-    found = run_defense(record, "anp", anp, {})
+    found = run_defense(plan_defense(record, "anp", anp, {}))
     assert found.repaired.mask is not None
     assert bits(found.repaired.model) == bits(masked(record.model, found.repaired.mask, keep_bias=True))
     assert found.outcome.budget == "benign:12"
 
 
 def test_oracle_chooses_the_threshold_by_the_test_set() -> None:
-    found = run_defense(fake_record(), "anp", ANP(iterations=2, batch_size=8), {}, protocol="oracle")
+    found = run_defense(plan_defense(fake_record(), "anp", ANP(iterations=2, batch_size=8), {}, protocol="oracle"))
     assert found.outcome.log["rule"].startswith("oracle")
     assert found.outcome.protocol == "oracle"
 

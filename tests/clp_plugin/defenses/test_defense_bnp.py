@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from clp_plugin.adapters.builtin.models.build import build
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.bnp import BNP, Moments, divergence
 from clp_plugin.defenses.shared.choice import ORACLE_U
@@ -222,7 +222,7 @@ def test_the_oracle_chooses_u_by_the_test_set_with_biases_kept() -> None:
 
 
 def test_the_runner_gives_it_benign_images() -> None:
-    outcome = run_defense(fake_record(), "bnp", BNP(u=0.5), {"u": 0.5}).outcome
+    outcome = run_defense(plan_defense(fake_record(), "bnp", BNP(u=0.5), {"u": 0.5})).outcome
     assert outcome.budget == "benign:12"
     assert outcome.pruned
     steps: list[tuple[int, int]] = []

@@ -12,7 +12,7 @@ from fake_records import MEAN, STD, TinyNet, fake_record, shaken
 from torch import Tensor, nn
 
 from clp_plugin.adapters.builtin.models.build import build
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.dhbe import nets
 from clp_plugin.defenses.dhbe.defense import DHBE
@@ -432,12 +432,12 @@ def test_a_grey_image_and_a_network_without_batchnorm_are_fine() -> None:
 
 def test_the_runner_gives_it_no_images() -> None:
     defense = DHBE(**QUICK, iterations=2)
-    outcome = run_defense(fake_record(), "dhbe", defense, {}).outcome
+    outcome = run_defense(plan_defense(fake_record(), "dhbe", defense, {})).outcome
     assert (outcome.budget, outcome.mask) == ("none", None)
     with pytest.raises(ConfigError, match="dhbe sees no images; leave out --n-budget"):
-        run_defense(fake_record(), "dhbe", defense, {}, n_budget=5)
+        run_defense(plan_defense(fake_record(), "dhbe", defense, {}, n_budget=5))
     with pytest.raises(ConfigError, match="dhbe chooses no parameter"):
-        run_defense(fake_record(), "dhbe", defense, {}, protocol="oracle")
+        run_defense(plan_defense(fake_record(), "dhbe", defense, {}, protocol="oracle"))
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])

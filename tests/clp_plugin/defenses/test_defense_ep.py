@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.ep import EP, entropies
 from clp_plugin.defenses.shared.choice import ORACLE_U
@@ -284,10 +284,10 @@ def test_the_oracle_chooses_u_by_the_test_set_with_biases_kept() -> None:
 def test_the_runner_gives_it_poisoned_images_and_nothing_else() -> None:
     record = replace(fake_record(), poisoned_training=random_images(30, seed=8))
     ep = EP(u=0.5)
-    outcome = run_defense(record, "ep", ep, {"u": 0.5}).outcome
+    outcome = run_defense(plan_defense(record, "ep", ep, {"u": 0.5})).outcome
     assert outcome.budget == "poisoned:30"
     assert outcome.pruned
-    oracle = run_defense(record, "ep", ep, {"u": 0.5}, protocol="oracle").outcome
+    oracle = run_defense(plan_defense(record, "ep", ep, {"u": 0.5}, protocol="oracle")).outcome
     assert oracle.log["rule"].startswith("oracle")
 
 

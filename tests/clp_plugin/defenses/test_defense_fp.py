@@ -15,7 +15,7 @@ from torchvision.models import mobilenet_v3_small
 
 from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.fp import FP, ORACLE_STEP, activity, last_layer
 from clp_plugin.defenses.ft import FT
@@ -343,7 +343,7 @@ def test_more_images_than_there_are_cannot_be_asked_for() -> None:
 def test_through_the_runner(protocol: Any) -> None:
     record = fake_record()
     before = copy.deepcopy(record.model.state_dict())
-    run = run_defense(record, "fp", FP(epochs=1, step=0.25), {}, protocol=protocol)
+    run = run_defense(plan_defense(record, "fp", FP(epochs=1, step=0.25), {}, protocol=protocol))
     assert (run.outcome.budget, run.outcome.protocol) == ("benign:12", protocol)
     assert run.outcome.mask is not None
     assert run.outcome.model_dump_json()

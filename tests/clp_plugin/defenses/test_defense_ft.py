@@ -16,7 +16,7 @@ from torchvision.models import mobilenet_v3_small
 
 from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.ft import FT
 from clp_plugin.defenses.shared import training as _training
@@ -125,10 +125,10 @@ def test_a_network_without_batchnorm_is_trained() -> None:
 
 def test_through_the_runner() -> None:
     record = fake_record()
-    run = run_defense(record, "ft", FT(epochs=1), {})
+    run = run_defense(plan_defense(record, "ft", FT(epochs=1), {}))
     assert run.outcome.budget == "benign:12"
     assert run.outcome.mask is None
     with pytest.raises(ConfigError, match="chooses no parameter"):
-        run_defense(record, "ft", FT(epochs=1), {}, protocol="oracle")
+        run_defense(plan_defense(record, "ft", FT(epochs=1), {}, protocol="oracle"))
     with pytest.raises(ConfigError, match="holds none"):
         run_defense(replace(record, benign=random_images(2).take(np.arange(0))), "ft", FT(epochs=1), {})

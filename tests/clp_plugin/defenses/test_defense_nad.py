@@ -16,7 +16,7 @@ from torchvision.models import mobilenet_v3_small
 
 from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.bench.budget import draw_budget
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses import nad
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.nad import NAD, attention_loss
@@ -417,10 +417,10 @@ def test_more_images_than_there_are_cannot_be_asked_for() -> None:
 def test_through_the_runner() -> None:
     record = fake_record()
     before = copy.deepcopy(record.model.state_dict())
-    run = run_defense(record, "nad", quick(betas=[500, 1000]), {"betas": [500, 1000]})
+    run = run_defense(plan_defense(record, "nad", quick(betas=[500, 1000]), {"betas": [500, 1000]}))
     assert run.outcome.budget == "benign:12"
     assert run.outcome.mask is None
     assert run.outcome.model_dump_json()
     assert all(torch.equal(tensor, before[key]) for key, tensor in record.model.state_dict().items())
     with pytest.raises(ConfigError, match="chooses no parameter"):
-        run_defense(record, "nad", quick(), {}, protocol="oracle")
+        run_defense(plan_defense(record, "nad", quick(), {}, protocol="oracle"))

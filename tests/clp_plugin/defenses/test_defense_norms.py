@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import FrozenBatchNorm2d
 
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.shared.norms import (
     THRESHOLDS,
@@ -282,7 +282,7 @@ def test_judge_decides_where_there_is_one() -> None:
 def test_flags_and_mode_stay_and_the_runner_takes_it() -> None:
     model = shaken(TinyNet())
     model.get_parameter("conv1.weight").requires_grad_(False)
-    found = run_defense(fake_record(model), "known", Known(threshold=0.2), {}).repaired.model
+    found = run_defense(plan_defense(fake_record(model), "known", Known(threshold=0.2), {})).repaired.model
     assert not found.training
     assert [name for name, p in found.named_parameters() if not p.requires_grad] == ["conv1.weight"]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.models import mobilenet_v3_small
 
 from clp_plugin.adapters.builtin.models.build import build as build_model
-from clp_plugin.bench.run import run_defense
+from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.rnp import RNP
 from clp_plugin.defenses.shared.training import Labeled, loaded
@@ -271,7 +271,7 @@ def test_other_networks_through_the_runner(name: str) -> None:
     record = fake_record(NETWORKS[name](), size=32, count=10)
     # The weights are as large as random ones: a small rate keeps the loss finite.
     rnp = RNP(unlearn_epochs=1, unlearn_lr=1e-4, recover_epochs=1, batch_size=4, threshold=0.9)
-    found = run_defense(record, "rnp", rnp, {})
+    found = run_defense(plan_defense(record, "rnp", rnp, {}))
     assert found.repaired.mask is not None
     assert bits(found.repaired.model) == bits(masked(record.model, found.repaired.mask, keep_bias=True))
     assert found.outcome.budget == "benign:12"
@@ -279,7 +279,7 @@ def test_other_networks_through_the_runner(name: str) -> None:
 
 def test_oracle_chooses_the_threshold_by_the_test_set() -> None:
     rnp = RNP(unlearn_epochs=1, recover_epochs=1)
-    found = run_defense(fake_record(), "rnp", rnp, {}, protocol="oracle")
+    found = run_defense(plan_defense(fake_record(), "rnp", rnp, {}, protocol="oracle"))
     assert found.outcome.log["rule"].startswith("oracle")
 
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation import many_masks
-from clp_plugin.evaluation.many_masks import Judgement, evaluate_masks
-from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.evaluation.many_masks import evaluate_masks
+from clp_plugin.evaluation.metrics import Judgement, evaluate, judge
 from clp_plugin.evidence import sweep as sweeping
 from clp_plugin.evidence.sweep import parse_range, sweep
 from clp_plugin.fusion.layers import fuse
@@ -62,6 +62,17 @@ def test_each_distinct_mask_is_evaluated_once(setting: tuple[Record, Scores], mo
         select(scores, u).fingerprint() for u in VALUES
     ))]  # fmt: skip
     assert len(distinct) < len(VALUES) - 1
+
+
+def test_a_mask_that_was_judged_already_is_not_run_again(
+    setting: tuple[Record, Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, scores = setting
+    values = [0.5, 1.0, 9.0]
+    wanted = sweep(record, scores, values)
+    known = {select(scores, u): judge(masked(record.model, select(scores, u)), record) for u in values}
+    monkeypatch.setattr(sweeping, "evaluate_masks", None)
+    assert sweep(record, scores, values, known=known) == wanted, "judge gives what a sweep gives, losses included"
 
 
 def test_losses_are_means_over_batches_of_the_mean_cross_entropy(setting: tuple[Record, Scores]) -> None:

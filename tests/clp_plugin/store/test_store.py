@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.store.outcomes import Outcome, load_outcome, load_outcomes, outcomes_frame, save_outcome, versions
+from clp_plugin.store.frame import outcomes_frame
+from clp_plugin.store.outcomes import Outcome, load_outcome, load_outcomes, save_outcome, versions
 from clp_plugin.types import Mask, Metrics, Provenance
 
 BEFORE = Metrics(acc=0.99, asr=1.0, ra=0.0, base_rate=0.01, n_clean=2000, n_triggered=1800)

@@ -1,0 +1,51 @@
+"""Outcomes as a table, one row each: what every report is drawn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from clp_plugin.store.outcomes import Outcome, StoredMetrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """One row an outcome; fractions stay fractions.
+
+    Returns:
+        Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
+        protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der``,
+        ``apart`` (the most test images on which a toolbox's own ACC, ASR or RA differs from ours) and ``created``.
+    """
+    import pandas as pd
+
+    rows = [_row(outcome) for outcome in outcomes]
+    frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
+    # Whole numbers stay whole beside missing ones.
+    return frame.astype({"seed": "Int64", "pruned": "Int64", "apart": "Int64"})
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    origin = outcome.provenance
+    row: dict[str, Any] = {
+        key: origin.get(key) for key in ("attack", "dataset", "architecture", "poison_rate", "toolbox", "sha256")
+    }
+    row["record"] = origin.get("path")
+    row["options"] = json.dumps(outcome.options, sort_keys=True, default=str)
+    for key in ("method", "implementation", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):
+        row[key] = getattr(outcome, key)
+    for when, metrics in (("before", outcome.before), ("after", outcome.after)):
+        values: Mapping[str, Any] = metrics.model_dump() if metrics else {}
+        row |= {f"{when}_{key}": values.get(key) for key in StoredMetrics.model_fields}
+    return {
+        **row,
+        "der": outcome.der,
+        "apart": max(outcome.images_apart.values(), default=None),
+        "created": outcome.created,
+    }
+
+
+_EMPTY = Outcome(method="", command="", seed=None, device="", seconds=0, versions={}, created="")
