@@ -32,7 +32,8 @@ def main(argv: Sequence[str], *, checkout: str) -> int:
 
 
 def _defend(argv: Sequence[str], root: Path) -> None:
-    from clp_plugin.cli.commands.defend import DefendRequest, defend_record  # torch: not needed for --help
+    from clp_plugin.cli.commands.defend import defend_record  # torch: not needed for --help
+    from clp_plugin.cli.requests import DefendRequest
 
     given = _parser().parse_args([argument for argument in argv if argument != "--debug"])
     unused = [name for name in _UNUSED if getattr(given, name) is not None]
@@ -40,13 +41,12 @@ def _defend(argv: Sequence[str], root: Path) -> None:
         say(f"not used here: {', '.join(f'--{name}' for name in unused)}")
     settings = _settings(given, root)
     method = str(settings["method"])
-    options: dict[str, Any] = {"u": float(settings["u"])} if method == "clp" and settings.get("u") is not None else {}
-    if settings.get("parity"):
-        options["pairing"] = "registration"
+    u = float(settings["u"]) if method == "clp" and settings.get("u") is not None else None
     defend_record(
         DefendRequest(
-            record=Path(given.result_file), method=method, options=options, toolbox=_TOOLBOX, root=root,
-            sweep=_range(settings), seed=int(settings["random_seed"]), device=str(settings["device"]), force=given.force,
+            record=Path(given.result_file), method=method, u=u, parity=bool(settings.get("parity")), toolbox=_TOOLBOX,
+            root=root, sweep=_range(settings), seed=int(settings["random_seed"]), device=str(settings["device"]),
+            force=given.force,
         ),
         as_json=False,
     )  # fmt: skip

@@ -1,70 +1,34 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how a command gets its options from the fields of a request."""
 
 from __future__ import annotations
 
-from enum import Enum
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
 from clp_plugin.errors import ConfigError
 
+Listed = Literal["toolboxes", "defenses", "attacks", "records"]
+ScoreName = Literal["paper", "relative"]
+NormName = Literal["reshaped", "exact"]
+ScaleName = Literal["paper", "small"]
+ProtocolName = Literal["defender", "oracle"]
+Implementation = Literal["own", "toolbox"]
 
-class Listed(str, Enum):
-    """What ``bench list`` can list."""
-
-    toolboxes = "toolboxes"
-    defenses = "defenses"
-    attacks = "attacks"
-    records = "records"
-
-
-class ScoreName(str, Enum):
-    """Which score."""
-
-    paper = "paper"
-    relative = "relative"
-
-
-class NormName(str, Enum):
-    """Which spectral norm."""
-
-    reshaped = "reshaped"
-    exact = "exact"
-
-
-class ScaleName(str, Enum):
-    """How much work a method may cost."""
-
-    paper = "paper"
-    small = "small"
-
-
-class ProtocolName(str, Enum):
-    """By what a defense chooses its parameter."""
-
-    defender = "defender"
-    oracle = "oracle"
-
-
-class Implementation(str, Enum):
-    """Whose code repairs the model."""
-
-    own = "own"
-    toolbox = "toolbox"
-
-
-# typer evaluates annotations at run time, so Optional instead of `X | None`, which Python 3.10 cannot give it.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Trust = Annotated[bool, typer.Option(help="Allow pickles that run code. Only for files you know.")]
-Registry = Annotated[Optional[Path], typer.Option(help="A file like registry.yaml that adds entries.")]  # noqa: UP045
-Toolbox = Annotated[Optional[str], typer.Option(help="Toolbox of the record; found out if not given.")]  # noqa: UP045
-Root = Annotated[Optional[Path], typer.Option(help="The toolbox's checkout; see `bench toolbox --help`.")]  # noqa: UP045
+Registry = Annotated[Path | None, typer.Option(help="A file like registry.yaml that adds entries.")]
+Toolbox = Annotated[str | None, typer.Option(help="Toolbox of the record; found out if not given.")]
+Root = Annotated[Path | None, typer.Option(help="The toolbox's checkout; see `bench toolbox --help`.")]
 RecordPath = Annotated[Path, typer.Option(help="The record's folder, or with --toolbox its name in the checkout.")]
-Given = Annotated[Optional[list[str]], typer.Option("--option", help="NAME=VALUE, again and again: any option.")]  # noqa: UP045
-TimeLimit = Annotated[Optional[float], typer.Option(help="Stop the toolbox's script after so many seconds.")]  # noqa: UP045
+Given = Annotated[list[str], typer.Option("--option", help="NAME=VALUE, again and again: any option.")]
+TimeLimit = Annotated[float | None, typer.Option(help="Stop the toolbox's script after so many seconds.")]
 FastCpu = Annotated[
     bool, typer.Option(help="Toolbox's scripts without a GPU: bfloat16 and channels-last. Numbers change a little.")
 ]
@@ -74,8 +38,8 @@ Scale = Annotated[
 ProtocolChoice = Annotated[
     ProtocolName, typer.Option("--protocol", help="oracle: choose thresholds by the test set, as toolboxes do; marked.")
 ]
-OutFolder = Annotated[Optional[Path], typer.Option(help="Folder for the results.")]  # noqa: UP045
-U = Annotated[Optional[float], typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]  # noqa: UP045
+OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results.")]
+U = Annotated[float | None, typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]
 Score = Annotated[
     ScoreName, typer.Option(help="paper: sigma of the fused kernel; relative: in units of a channel's own response.")
 ]
@@ -84,14 +48,64 @@ Parity = Annotated[
     bool, typer.Option(help="Prune exactly what the published code prunes (its pairing, unbiased std, no eps).")
 ]
 
+Request = TypeVar("Request")
 
-def refuse(context: typer.Context, *names: str, where: str) -> None:
+
+def takes(request: type[Request]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a request as its options; their help and defaults are stated in the request alone.
+
+    The command is called with the filled request, with ``typed``, the names of the fields that stand on the command line, and
+    with ``as_json``.
+
+    Args:
+        request: A dataclass whose fields are annotated for typer.
+    """
+    hints = get_type_hints(request, include_extras=True)
+    # Every field of a dataclass type is public: mypy knows no protocol for them.
+    stated: tuple[Field[Any], ...] = fields(request)  # type: ignore[arg-type]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(context: typer.Context, as_json: bool, **options: Any) -> None:
+            typed = frozenset(name for name in options if _on_the_command_line(context, name))
+            command(request(**options), typed=typed, as_json=as_json)
+
+        parameters = [_parameter("context", typer.Context)]
+        parameters += [_parameter(each.name, hints[each.name], _default(each)) for each in stated]
+        parameters.append(_parameter("as_json", AsJson, False))
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def refuse(typed: frozenset[str], *names: str, where: str) -> None:
     """An option that would be ignored is a mistake to be said, not passed over.
 
+    Args:
+        typed: The names of the options that stand on the command line.
+        names: The options that have no meaning here.
+        where: Where they have none, for the message.
+
     Raises:
-        ConfigError: If one of the named parameters was given on the command line.
+        ConfigError: If one of the named options was typed.
     """
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if name in typed:
             raise ConfigError(f"--{name.replace('_', '-')} has no meaning {where}; leave it out")
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return inspect.Parameter.empty if field.default_factory is MISSING else field.default_factory()
+
+
+def _on_the_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,9 @@ ToolboxName = Annotated[str, typer.Argument(help="See `bench list toolboxes`.")]
 @toolbox_app.command()
 def install(
     name: ToolboxName,
-    source: Annotated[Optional[str], typer.Option(help="URL or folder of a git repository.")] = None,  # noqa: UP045
-    ref: Annotated[Optional[str], typer.Option(help="Commit, tag or branch. Default: the commit we tested.")] = None,  # noqa: UP045
-    destination: Annotated[Optional[Path], typer.Option(help="Default: the user's data folder.")] = None,  # noqa: UP045
+    source: Annotated[str | None, typer.Option(help="URL or folder of a git repository.")] = None,
+    ref: Annotated[str | None, typer.Option(help="Commit, tag or branch. Default: the commit we tested.")] = None,
+    destination: Annotated[Path | None, typer.Option(help="Default: the user's data folder.")] = None,
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:

@@ -39,7 +39,7 @@ def test_every_attack_takes_its_options_under_every_preset(method: str, preset: 
 
 
 def test_what_is_given_wins_over_the_preset_and_the_attack_over_that() -> None:
-    request = AttackRequest(Path("x"), "sig", preset="small", poison_rate=0.07, attack_options=["delta=20"], target="3")
+    request = AttackRequest(Path("x"), "sig", preset="small", poison_rate=0.07, option=["delta=20"], target="3")
     settings = attack_settings(request, CATALOGUE)
     assert (settings.poison_rate, settings.attack_options, settings.target) == (0.07, {"delta": 20}, 3)
     assert settings.model_options == PRESETS["small"].model_options

@@ -37,6 +37,8 @@ FLOORS = (
 LIGHT = {
     "cli.app",
     "cli.options",
+    "cli.requests",
+    "cli.option_values",
     "cli.toolbox",
     "cli.console",
     "config",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.recipe import RECIPES
 from clp_plugin.cli.console import emit_json, percent, progress_bar, say
 from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.requests import AttackRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.evaluation.metrics import evaluate
@@ -23,32 +24,6 @@ from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Metrics
 
 _TOOK = 0.9  # ASR below which a record is not what its name says
-
-
-@dataclass(frozen=True)
-class AttackRequest:
-    """The options of ``bench attack``, as typed; None where an option was not given and the preset decides."""
-
-    out: Path
-    method: str
-    preset: str | None = None
-    dataset: str | None = None
-    data: Path | None = None
-    model: str | None = None
-    width: int | None = None
-    target: str | None = None
-    poison_rate: float | None = None
-    recipe: str | None = None
-    recipe_changes: Mapping[str, Any] = field(default_factory=dict)
-    n_train: int | None = None
-    n_test: int | None = None
-    image_size: int | None = None
-    fixed_trigger: bool = False
-    seed: int = 0
-    device: str = "auto"
-    force: bool = False
-    registry: Path | None = None
-    attack_options: Sequence[str] = ()
 
 
 def run_attack_command(request: AttackRequest, *, as_json: bool) -> None:
@@ -155,8 +130,8 @@ def attack_settings(request: AttackRequest, catalogue: Catalogue) -> AttackSetti
     return replace(
         base,
         method=request.method,
-        recipe=replace(recipe, **{**own_recipe, **request.recipe_changes}),
-        attack_options={**usual, **parse_options(request.attack_options)},
+        recipe=replace(recipe, **{**own_recipe, **request.training}),
+        attack_options={**usual, **parse_options(request.option)},
         seed=request.seed,
         target=base.target if request.target is None else _target(request.target),
         **{**own_settings, **{name: value for name, value in given.items() if value is not None}},

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take
 from clp_plugin.cli.console import emit_json, say
 from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.requests import AttackRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.networks.devices import pick_device
@@ -18,40 +16,17 @@ from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
 
 
-@dataclass(frozen=True)
-class ToolboxAttackRequest:
-    """The options of ``bench attack --toolbox``, as typed.
-
-    Attributes:
-        given: Options in our words, those that were given.
-        options: ``NAME=VALUE`` in the script's words; they win.
-    """
-
-    name: Path
-    method: str
-    toolbox: str
-    root: Path | None = None
-    given: Mapping[str, object] = field(default_factory=dict)
-    options: Sequence[str] = ()
-    time_limit: float | None = None
-    fast_cpu: bool = False
-    seed: int = 0
-    device: str = "auto"
-    force: bool = False
-    registry: Path | None = None
-
-
-def attack_with_toolbox(request: ToolboxAttackRequest, *, as_json: bool) -> None:
+def attack_with_toolbox(request: AttackRequest, name: str, *, as_json: bool) -> None:
     """Run, evaluate, print."""
-    adapter = load_adapter(load_catalogue(request.registry), request.toolbox)
-    toolbox = require(adapter, RunsAttacks, toolbox=request.toolbox)
+    adapter = load_adapter(load_catalogue(request.registry), name)
+    toolbox = require(adapter, RunsAttacks, toolbox=name)
     device = pick_device(request.device)
     start = time.perf_counter()
     path = toolbox.run_attack(
-        str(request.name),
+        str(request.out),
         request.method,
         RunRequest(
-            options={**toolbox.attack_options(request.given), **parse_options(request.options)},
+            options={**toolbox.attack_options(request.for_toolbox), **parse_options(request.option)},
             root=request.root,
             device=device,
             seed=request.seed,

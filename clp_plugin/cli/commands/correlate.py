@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.cli.console import emit_json, progress_bar, say
+from clp_plugin.cli.requests import CorrelateRequest, SweepRequest
 from clp_plugin.cli.showing import show_correlation, show_sweep
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
@@ -18,44 +18,9 @@ from clp_plugin.records.opening import locate_record, open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select
-from clp_plugin.types import Floats, Mask, NormKind, Record, ScoreKind, Scores
+from clp_plugin.types import Floats, Mask, Record, Scores
 
 _TAC_NORMS = ("l2", "l1")
-
-
-@dataclass(frozen=True)
-class CorrelateRequest:
-    """The options of ``bench correlate``, as typed."""
-
-    record: Path
-    toolbox: str | None = None
-    root: Path | None = None
-    u: float | None = None
-    score: str = "paper"
-    norm: str = "reshaped"
-    tac_norm: str = "l2"
-    max_images: int | None = None
-    device: str = "auto"
-    out: Path | None = None
-    trust: bool = False
-    registry: Path | None = None
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """The options of ``bench sweep``, as typed."""
-
-    record: Path
-    values: str = "0:10:0.5"
-    toolbox: str | None = None
-    root: Path | None = None
-    score: str = "paper"
-    norm: str = "reshaped"
-    parity: bool = False
-    device: str = "auto"
-    out: Path | None = None
-    trust: bool = False
-    registry: Path | None = None
 
 
 def default_u(record: Record, catalogue: Catalogue) -> float:
@@ -73,7 +38,7 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape)
-    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    scores = score(view, score=request.score, norm=request.norm)
     mask = select(scores, default_u(record, catalogue) if request.u is None else request.u)
     with progress_bar("TAC") as report:
         tac = trigger_activated_change(
@@ -113,12 +78,12 @@ def write_correlation(folder: Path, scores: Scores, tac: dict[str, Floats], mask
 
 def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     """Sweep, write CSV and figure, print."""
-    values = parse_range(request.values)
+    values = parse_range(request.u)
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape, pairing="registration" if request.parity else "dataflow")
-    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    scores = score(view, score=request.score, norm=request.norm)
     with progress_bar("sweep") as report:
         rows = sweep(record, scores, values, device=pick_device(request.device), progress=report)
     rule = "parity" if request.parity else f"{request.score}-{request.norm}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, store_run
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
+from clp_plugin.cli.requests import DefendRequest
 from clp_plugin.cli.showing import defense_json, show_defense
 from clp_plugin.evidence.sweep import SweepRow, parse_range
 from clp_plugin.networks.devices import pick_device
@@ -16,28 +15,6 @@ from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.store.layout import changed_options, require_replaceable
-from clp_plugin.types import ChoiceProtocol
-
-
-@dataclass(frozen=True)
-class DefendRequest:
-    """The options of ``bench defend``, as typed."""
-
-    record: Path
-    method: str = "clp"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    toolbox: str | None = None
-    root: Path | None = None
-    sweep: str | None = None
-    n_budget: int | None = None
-    protocol: ChoiceProtocol = "defender"
-    scale: str = "paper"
-    seed: int = 0
-    device: str = "auto"
-    out: Path | None = None
-    force: bool = False
-    trust: bool = False
-    registry: Path | None = None
 
 
 def defend_record(request: DefendRequest, *, as_json: bool) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clp_plugin.bench.toolbox_run import run_toolbox_defense
-from clp_plugin.cli.commands.defend import DefendRequest
 from clp_plugin.cli.console import command_line, emit_json, say
+from clp_plugin.cli.requests import DefendRequest
 from clp_plugin.cli.showing import show_toolbox_defense, toolbox_defense_json
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunRequest, RunsDefenses, require
@@ -14,24 +12,7 @@ from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 
 
-@dataclass(frozen=True)
-class ToolboxRunOptions:
-    """What only a toolbox's own scripts need.
-
-    Attributes:
-        time_limit: Seconds, or None.
-        fast_cpu: bfloat16 on the CPU where the script asks for mixed precision.
-        reuse: Read back an earlier result instead of running.
-        quiet: Do not show what the script prints.
-    """
-
-    time_limit: float | None = None
-    fast_cpu: bool = False
-    reuse: bool = False
-    quiet: bool = False
-
-
-def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_json: bool) -> None:
+def defend_with_toolbox(request: DefendRequest, *, as_json: bool) -> None:
     """Run or read back, evaluate, store, print. A run that fails is stored as failed, beside what it printed."""
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
@@ -43,15 +24,15 @@ def defend_with_toolbox(request: DefendRequest, how: ToolboxRunOptions, *, as_js
         root=request.root,
         device=device,
         seed=request.seed,
-        time_limit=how.time_limit,
+        time_limit=request.time_limit,
         force=request.force,
         trust=request.trust,
-        fast_cpu=how.fast_cpu,
-        report=(lambda line: None) if how.quiet else say,
+        fast_cpu=request.fast_cpu,
+        report=(lambda line: None) if as_json else say,
     )
     record = adapter.open(path, trust=request.trust)
     result, run = run_toolbox_defense(
-        driver, record, method=request.method, request=asked, reuse=how.reuse, command=command_line()
+        driver, record, method=request.method, request=asked, reuse=request.reuse, command=command_line()
     )
     if as_json:
         emit_json(toolbox_defense_json(run, result))

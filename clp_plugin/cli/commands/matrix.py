@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from clp_plugin.adapters.builtin.record_files import DESCRIPTION, read_description
 from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.bench.grid import GridSettings, defend_all
-from clp_plugin.cli.commands.attack import AttackRequest, attack_settings, train_record
+from clp_plugin.cli.commands.attack import attack_settings, train_record
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
+from clp_plugin.cli.requests import AttackRequest, MatrixRequest
 from clp_plugin.cli.showing import show_cell
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_text_atomically
@@ -21,53 +21,23 @@ from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
-from clp_plugin.types import ChoiceProtocol
-
-
-@dataclass(frozen=True)
-class MatrixRequest:
-    """The options of ``bench matrix``.
-
-    Attributes:
-        out: Holds a record for each attack and seed, and the tables.
-        attacks: Names, each maybe with ``:TARGET``, such as ``badnets:all`` for all-to-all; all of the catalogue if empty.
-        defenses: Names; all of the catalogue if empty.
-        seeds: Of attack and defense alike.
-        preset: Of the attacks.
-        scale: Of the defenses.
-        protocol: By what thresholds are chosen; a defense that chooses nothing is left out of the oracle's.
-        device: Where everything runs.
-        registry: More attacks and defenses.
-    """
-
-    out: Path
-    attacks: Sequence[str] = ()
-    defenses: Sequence[str] = ()
-    seeds: Sequence[int] = (0, 1)
-    preset: str = "small"
-    scale: str = "small"
-    protocol: ChoiceProtocol = "defender"
-    device: str = "auto"
-    registry: Path | None = None
 
 
 def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     """Attack, defend, store, tabulate. A cell that fails is stored as failed and does not stop the others."""
     catalogue = load_catalogue(request.registry)
     device = pick_device(request.device)
-    attacks = list(request.attacks) or catalogue.names("attacks")
-    defenses = list(request.defenses) or catalogue.names("defenses")
+    seeds = parse_seeds(request.seeds)
+    attacks = request.attack or catalogue.names("attacks")
+    defenses = request.defense or catalogue.names("defenses")
     for attack in attacks:  # a misspelled name is told before hours of work
-        _settings(request, catalogue, attack, request.seeds[0])
+        _settings(request, catalogue, attack, seeds[0])
     for defense in defenses:
         catalogue.resolve("defenses", defense)
     start = time.perf_counter()
     grid = GridSettings(catalogue, request.scale, request.protocol, device, command_line(), progress_bar)
     outcomes = [
-        outcome
-        for seed in request.seeds
-        for attack in attacks
-        for outcome in _row(request, grid, attack, defenses, seed)
+        outcome for seed in seeds for attack in attacks for outcome in _row(request, grid, attack, defenses, seed)
     ]
     seconds = time.perf_counter() - start
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -94,7 +64,7 @@ def _row(
 
 def _settings(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int) -> AttackSettings:
     method, _, target = attack.partition(":")
-    typed = AttackRequest(request.out, method, preset=request.preset, target=target or None, seed=seed)
+    typed = AttackRequest(out=request.out, method=method, preset=request.preset, target=target or None, seed=seed)
     return attack_settings(typed, catalogue)
 
 

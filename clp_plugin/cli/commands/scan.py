@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.requests import ScanRequest
 from clp_plugin.errors import CheckpointError, ConfigError, PairingError
 from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
@@ -26,30 +26,9 @@ from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
 from clp_plugin.records.opening import open_record
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import select, z_scores
-from clp_plugin.types import Mask, NormKind, ScoreKind, Scores
+from clp_plugin.types import Mask, Scores
 
 DEFAULT_U = 3.0
-
-
-@dataclass(frozen=True)
-class ScanRequest:
-    """The options of ``bench scan``, as typed."""
-
-    checkpoint: Path
-    arch: str | None = None
-    arch_option: Sequence[str] = ()
-    key: str | None = None
-    strict: bool = False
-    num_classes: int | None = None
-    input_size: str | None = None
-    u: float | None = None
-    score: str = "paper"
-    norm: str = "reshaped"
-    parity: bool = False
-    repair: Path | None = None
-    verify: bool = False
-    out: Path | None = None
-    trust: bool = False
 
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
@@ -68,7 +47,7 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
         guessed = f"; guessed: {'; '.join(loaded.guessed)}" if loaded is not None and loaded.guessed else ""
         raise PairingError(f"{error}{guessed}") from error
     start = time.perf_counter()
-    scores = score(view, score=cast(ScoreKind, request.score), norm=cast(NormKind, request.norm))
+    scores = score(view, score=request.score, norm=request.norm)
     u = DEFAULT_U if request.u is None else request.u
     mask = select(scores, u)
     seconds = time.perf_counter() - start

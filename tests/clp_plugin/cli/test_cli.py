@@ -218,7 +218,7 @@ def test_defend_mistakes(record: Path, tmp_path: Path) -> None:
     assert "u must be 0 or more" in refused(*base, "--u", "-1")
     assert "parity mode has only" in refused(*base, "--parity", "--norm", "exact")
     assert "cannot be used here" in refused(*base, "--device", "cuda:99")
-    assert "cannot read the registry" in refused(*base, "--registry", tmp_path / "no.yaml")
+    assert "no.yaml: No such file" in refused(*base, "--registry", tmp_path / "no.yaml")
     assert "there is no record at" in refused("defend", "--record", tmp_path / "no")
     assert "is an empty folder" in refused("defend", "--record", tmp_path)
     (tmp_path / "notes.txt").touch()

@@ -147,7 +147,7 @@ def defend(registry: Path, *more: object, record: object = "eins") -> Any:
 def test_a_record_is_found_by_its_name_and_the_result_lies_where_the_toolbox_looks(
     registry: Path, record: Path
 ) -> None:
-    found = defend(registry, "--u", "1", "--json").json
+    found = defend(registry, "--u", "1", "--sweep", "0:10:0.5", "--json").json
     folder = record / "defense" / "clp_plugin"
     assert found["outcome"] == str(folder / "outcome.json")
     assert found["implementation"] == "clp_plugin"
@@ -165,8 +165,9 @@ def test_a_record_is_found_by_its_name_and_the_result_lies_where_the_toolbox_loo
     assert all(torch.equal(stored[key], value) for key, value in weights.items())
 
 
-def test_the_sweep_can_be_left_out(registry: Path, record: Path) -> None:
-    assert defend(registry, "--sweep", "none").code == 0
+@pytest.mark.parametrize("asked", [(), ("--sweep", "none")])
+def test_there_is_no_sweep_unless_it_is_asked_for(registry: Path, record: Path, asked: tuple[str, ...]) -> None:
+    assert defend(registry, *asked).code == 0
     assert not (record / "defense" / "clp_plugin" / "u_step_df.csv").exists()
 
 

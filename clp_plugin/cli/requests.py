@@ -1,0 +1,233 @@
+"""What each command is asked for: one dataclass a command, whose fields are its options, stated nowhere else.
+
+Imports nothing heavy, since ``bench --help`` shows all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clp_plugin.cli.option_values import parse_options
+from clp_plugin.cli.options import (
+    Device,
+    FastCpu,
+    Given,
+    Implementation,
+    Norm,
+    NormName,
+    OutFolder,
+    Parity,
+    ProtocolChoice,
+    RecordPath,
+    Registry,
+    Root,
+    Scale,
+    Score,
+    ScoreName,
+    TimeLimit,
+    Toolbox,
+    Trust,
+    U,
+)
+
+
+@dataclass(frozen=True)
+class AttackRequest:
+    """What ``bench attack`` is asked for, with the built-in bench as with a toolbox's own scripts."""
+
+    out: Annotated[Path, typer.Option(help="Folder of the new record; with --toolbox its name in the checkout.")]
+    method: Annotated[str, typer.Option(help="See `bench list attacks`; with --toolbox one of its scripts.")] = (
+        "badnets"
+    )
+    toolbox: Annotated[str | None, typer.Option(help="Run this toolbox's own script.")] = None
+    root: Root = None
+    dataset: Annotated[
+        str | None, typer.Option(help="digits (built in, default), cifar10, gtsrb, tiny_imagenet or folder.")
+    ] = None
+    data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None
+    model: Annotated[str | None, typer.Option(help="resnet18 (default), vgg16_bn, preactresnet18, ...")] = None
+    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None
+    target: Annotated[str | None, typer.Option(help="Target class (default 0), or `all` for all-to-all.")] = None
+    poison_rate: Annotated[float | None, typer.Option(help="Share of poisoned images, default 0.1.")] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Complete settings, before all other options: clp-paper (CIFAR-10), demo or small (digits)."),
+    ] = None
+    recipe: Annotated[str | None, typer.Option(help="Named training recipe: clp-paper or demo.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None
+    lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side, for folder, gtsrb and tiny_imagenet.")] = None
+    n_train: Annotated[int | None, typer.Option(help="Use so many training images.")] = None
+    n_test: Annotated[int | None, typer.Option(help="Use so many test images.")] = None
+    fixed_trigger: Annotated[
+        bool, typer.Option(help="Stamp training images after crop and flip, so that the trigger stays in its place.")
+    ] = False
+    option: Given = field(default_factory=list)
+    time_limit: TimeLimit = None
+    fast_cpu: FastCpu = False
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0
+    device: Device = "auto"
+    force: Annotated[bool, typer.Option(help="Replace an existing record.")] = False
+    registry: Registry = None
+
+    @property
+    def training(self) -> Mapping[str, object]:
+        """How to train, as far as it was asked for: ``epochs``, ``batch_size``, ``lr`` and ``weight_decay``."""
+        return self._given("epochs", "batch_size", "lr", "weight_decay")
+
+    @property
+    def for_toolbox(self) -> Mapping[str, object]:
+        """What was asked for in words that a toolbox translates into its own."""
+        return {**self.training, **self._given("dataset", "model", "target", "poison_rate")}
+
+    def _given(self, *names: str) -> dict[str, object]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    """What ``bench scan`` is asked for."""
+
+    checkpoint: Annotated[Path, typer.Argument(help="A file or folder of weights, or a record's folder.")]
+    arch: Annotated[
+        str | None, typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")
+    ] = None
+    arch_option: Annotated[
+        list[str], typer.Option(help="NAME=VALUE, again and again: of the architecture, such as depth=16.")
+    ] = field(default_factory=list)
+    key: Annotated[
+        str | None,
+        typer.Option(help="Dotted path to the weights within the checkpoint. Default: the likeliest that fit."),
+    ] = None
+    strict: Annotated[bool, typer.Option(help="Take the stored keys as they are; adapt nothing.")] = False
+    num_classes: Annotated[int | None, typer.Option(help="Default: read off the checkpoint.")] = None
+    input_size: Annotated[str | None, typer.Option(help="C,H,W. Default: the architecture's usual one.")] = None
+    u: U = None
+    score: Score = "paper"
+    norm: Norm = "reshaped"
+    parity: Parity = False
+    repair: Annotated[
+        Path | None,
+        typer.Option(help="Write the repaired checkpoint, in the form that it came in; or .safetensors."),
+    ] = None
+    verify: Annotated[
+        bool, typer.Option(help="Check the layers found against real tensors, by an independent rule.")
+    ] = False
+    out: OutFolder = None
+    trust: Trust = False
+
+
+@dataclass(frozen=True)
+class DefendRequest:
+    """What ``bench defend`` is asked for."""
+
+    record: RecordPath
+    method: Annotated[str, typer.Option(help="See `bench list defenses`; with --impl toolbox one of its own.")] = "clp"
+    impl: Annotated[
+        Implementation,
+        typer.Option(help="own: this package's; toolbox: its unmodified script, in a process of its own."),
+    ] = "own"
+    toolbox: Toolbox = None
+    root: Root = None
+    u: U = None
+    score: Annotated[ScoreName | None, typer.Option(help="For clp: paper or relative.")] = None
+    norm: Annotated[NormName | None, typer.Option(help="For clp: reshaped or exact.")] = None
+    parity: Parity = False
+    option: Given = field(default_factory=list)
+    scale: Scale = "paper"
+    n_budget: Annotated[
+        int | None,
+        typer.Option(help="Images that a defense with a budget sees. Default: 500, or all of a record that has fewer."),
+    ] = None
+    protocol: ProtocolChoice = "defender"
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="clp on a toolbox's record: evaluate these u too, FIRST:LAST:STEP or a list, for its sweep file.",
+            callback=lambda typed: None if typed == "none" else typed,
+        ),
+    ] = None
+    reuse: Annotated[bool, typer.Option(help="--impl toolbox: measure the result that is there.")] = False
+    time_limit: TimeLimit = None
+    fast_cpu: FastCpu = False
+    seed: Annotated[int, typer.Option(help="Of the defense.")] = 0
+    device: Device = "auto"
+    out: OutFolder = None
+    force: Annotated[bool, typer.Option(help="Replace another result.")] = False
+    trust: Trust = False
+    registry: Registry = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options: those of ``--option``, and over them those that have an option of their own."""
+        named = {
+            "u": self.u,
+            "score": self.score,
+            "norm": self.norm,
+            "pairing": "registration" if self.parity else None,
+        }
+        return {**parse_options(self.option), **{name: value for name, value in named.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class MatrixRequest:
+    """What ``bench matrix`` is asked for."""
+
+    out: Annotated[Path, typer.Option(help="Folder for the records, their outcomes and the tables.")] = Path(
+        "runs/matrix"
+    )
+    attack: Annotated[
+        list[str],
+        typer.Option(help="Again and again; NAME:all for all-to-all, NAME:3 for target 3. Default: all there are."),
+    ] = field(default_factory=list)
+    defense: Annotated[list[str], typer.Option(help="Again and again. Default: all there are.")] = field(
+        default_factory=list
+    )
+    seeds: Annotated[str, typer.Option(help="0,1 or 0:3; of attacks and defenses.")] = "0,1"
+    preset: Annotated[str, typer.Option(help="Of the attacks: small, demo or clp-paper.")] = "small"
+    scale: Scale = "small"
+    protocol: ProtocolChoice = "defender"
+    device: Device = "auto"
+    registry: Registry = None
+
+
+@dataclass(frozen=True)
+class CorrelateRequest:
+    """What ``bench correlate`` is asked for."""
+
+    record: RecordPath
+    toolbox: Toolbox = None
+    root: Root = None
+    u: U = None
+    score: Score = "paper"
+    norm: Norm = "reshaped"
+    tac_norm: Annotated[str, typer.Option(help="l2: the paper's; l1: BackdoorBench's.")] = "l2"
+    max_images: Annotated[int | None, typer.Option(help="Use only so many image pairs.")] = None
+    device: Device = "auto"
+    out: OutFolder = None
+    trust: Trust = False
+    registry: Registry = None
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What ``bench sweep`` is asked for."""
+
+    record: RecordPath
+    u: Annotated[str, typer.Option(help="FIRST:LAST:STEP (both ends included) or a list.")] = "0:10:0.5"
+    toolbox: Toolbox = None
+    root: Root = None
+    score: Score = "paper"
+    norm: Norm = "reshaped"
+    parity: Parity = False
+    device: Device = "auto"
+    out: OutFolder = None
+    trust: Trust = False
+    registry: Registry = None
