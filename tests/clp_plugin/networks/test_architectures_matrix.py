@@ -1,21 +1,26 @@
 """The fused view is right on every classification family of torchvision and a spread of timm's.
 
-Oracles: ``verify`` (perturbed filters, fused kernels in float64) and the content of real tensors.
+Oracles: ``verify`` (perturbed filters, fused kernels in float64) and the content of real tensors. And every one of them can
+be saved, scanned by ``bench scan`` and read back by ``load_state_dict``.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from command_line import bench
 from content_oracle import disagreements
+from safetensors.torch import save_model
 from torch import nn
 from untouched import untouched
 
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
+from clp_plugin.networks.architectures import build_model
 
 # name -> (input size, number of diagonal norms, number of heads); diagonal norms counted from the papers' drawings
 TORCHVISION = {
@@ -80,3 +85,49 @@ def test_builtin_network(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         check(builtin.build(name, num_classes=10, width=8), 32)
+
+
+def check_saves_and_scans(spec: str, size: int, folder: Path) -> None:
+    """As people save it (wrapped, nested, among other things) and as safetensors does (tied tensors once, no versions)."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = build_model(spec, num_classes=7)
+    wrapped, out = folder / "in.pth.tar", folder / "out.pth.tar"
+    torch.save({"epoch": 3, "state_dict": nn.DataParallel(model).state_dict()}, wrapped)
+    save_model(model, str(folder / "in.safetensors"))
+    scan = ("--arch", spec, "--input-size", f"3,{size},{size}", "--u", "1", "--json")
+    names = [layer.name for layer in fuse(model, (3, size, size)).layers]
+    found = [
+        bench("scan", wrapped, *scan, "--repair", out).json,
+        bench("scan", folder / "in.safetensors", *scan, "--repair", folder / "out.safetensors").json,
+    ]
+    assert [[layer["name"] for layer in each["layers"]] for each in found] == [names, names]
+    assert [each["layers"] for each in found[1:]] == [found[0]["layers"]]
+    assert found[0]["loaded"]["guessed"] == ["7 classes, read off the weights (--num-classes)"]
+    repaired = torch.load(out)
+    assert repaired["epoch"] == 3
+    nn.DataParallel(build_model(spec, num_classes=7)).load_state_dict(repaired["state_dict"])
+
+
+QUICK = {
+    "builtin:preactresnet18": 32,
+    "builtin:senet18": 32,
+    "torchvision:mnasnet0_5": 96,
+    "torchvision:squeezenet1_1": 96,
+}
+ALL = {f"torchvision:{name}": size for name, (size, *_) in TORCHVISION.items()} | {
+    f"timm:{k}": v for k, v in TIMM.items()
+}
+
+
+@pytest.mark.parametrize("spec", QUICK)
+def test_network_is_saved_and_scanned(spec: str, tmp_path: Path) -> None:
+    check_saves_and_scans(spec, QUICK[spec], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [spec for spec in ALL if spec not in QUICK])
+def test_every_network_is_saved_and_scanned(spec: str, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    check_saves_and_scans(spec, ALL[spec], tmp_path)
