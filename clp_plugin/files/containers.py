@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +75,7 @@ def parts_of(loaded: object, path: Path, *, key: str | None = None) -> tuple[Par
     raise CheckpointError(f"{path} has no weights under --key {key}; it has: {names_of(found)}")
 
 
-def names_of(parts: Any) -> str:
+def names_of(parts: Sequence[Part]) -> str:
     """The parts' names and sizes, for people."""
     return ", ".join(f"{part.name or 'the file itself'} ({len(part.weights)} tensors)" for part in parts)
 
@@ -135,7 +135,8 @@ def _parts(held: object, path: tuple[str | int, ...]) -> Iterator[Part]:
         yield Part(path, held)
     elif isinstance(held, Mapping) and held and all(isinstance(key, str) for key in held):
         if all(isinstance(value, Tensor) for value in held.values()):
-            yield Part(path, held)
+            if not path or any(value.ndim for value in held.values()):  # counts and scores of callbacks are no weights
+                yield Part(path, held)
             return
         below = [part for key, value in held.items() for part in _below(value, (*path, key))]
         flat = [key for key, value in held.items() if isinstance(value, Tensor) and value.ndim > 1]

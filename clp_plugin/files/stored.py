@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import IO, Literal
 
 import torch
 from torch import Tensor
@@ -75,16 +75,15 @@ def require_writable_form(stored: StoredCheckpoint, path: Path) -> None:
     source = stored.path.parent if stored.form == "shards" else stored.path
     if path.resolve() in (source.resolve(), stored.path.resolve()):
         raise ConfigError(f"--repair {path} is the checkpoint itself, which stays as it is; give another name")
-    suffixes = dict.fromkeys((".safetensors", *TORCH_SUFFIXES, stored.path.suffix))
+    suffixes = (".safetensors", *TORCH_SUFFIXES, *([] if stored.form == "shards" else [stored.path.suffix]))
     if stored.form == "shards" and not path.suffix:
         if path.exists():
             raise ConfigError(
                 f"--repair {path}: there is something of that name already; give the name of a new folder"
             )
-    elif path.suffix not in suffixes or not path.suffix:
-        raise ConfigError(
-            f"--repair {path}: expected a name ending in {', '.join(suffix for suffix in suffixes if suffix)}"
-        )
+    elif path.suffix not in suffixes:
+        known = ", ".join(dict.fromkeys(filter(None, suffixes)))
+        raise ConfigError(f"--repair {path}: expected a name ending in {known}")
     else:
         weights_to_write(path)
 
@@ -109,14 +108,17 @@ def write_like(stored: StoredCheckpoint, content: object, weights: Mapping[str, 
         _write_safetensors(weights, path, stored.metadata or {"format": "pt"})
     elif stored.form in ("safetensors", "shards"):
         write_atomically(path, marked_zip(lambda file: torch.save(dict(weights), file)))
-    elif stored.form == "torchscript":
-        write_atomically(path, marked_zip(lambda file: torch.jit.save(content, file)))
     else:
-        zipped = stored.form == "torch"
-        save = partial(torch.save, content, _use_new_zipfile_serialization=zipped)
         with stored.classes.importable(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the source code of classes, which old formats try to keep
-            write_atomically(path, marked_zip(save))
+            warnings.simplefilter("ignore")  # about the source code of classes, and the future of TorchScript
+            write_atomically(path, marked_zip(partial(_WRITERS[stored.form], content)))
+
+
+_WRITERS: Mapping[str, Callable[[object, IO[bytes]], object]] = {
+    "torch": torch.save,
+    "legacy": partial(torch.save, _use_new_zipfile_serialization=False),
+    "torchscript": torch.jit.save,
+}
 
 
 def _write_shard(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -61,6 +61,7 @@ class Gaps:
         reshaped: Keys of the network whose stored tensor has another shape.
         refused: Stored keys of layers that the network lacks.
         ballast: Stored keys that no module wants, and that change nothing that is computed.
+        outside: Stored keys that do not begin with the alignment's prefix.
         twins: Key of the network to the stored key of the same tensor, which has two names.
         counters: Counters of batches that files older than torch 0.4.1 lack; nothing here depends on them.
     """
@@ -69,6 +70,7 @@ class Gaps:
     reshaped: tuple[str, ...]
     refused: tuple[str, ...]
     ballast: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     twins: Mapping[str, str] | None = None
     counters: tuple[str, ...] = ()
 
@@ -83,6 +85,9 @@ class Gaps:
             yield f"took {_listed(self.twins)} from the same tensor's other name"
         if self.ballast:
             yield f"left out {_listed(self.ballast)}, which no module wants"
+        if self.outside:
+            tops = dict.fromkeys(f"{key.partition('.')[0]}." for key in self.outside)
+            yield f"left out {len(self.outside)} tensors elsewhere, below {_listed(tops)} (--key takes another part)"
 
     def first(self, wanted: Mapping[str, Any], weights: Mapping[str, Any], keys: Mapping[str, str]) -> str:
         """The first key, in the order of the network, that is absent or of another shape; then keys that nobody wants."""
@@ -141,12 +146,15 @@ def gaps_of(
     twins = {key: names[id(wanted[key])] for key in absent if id(wanted[key]) in names}
     counters = tuple(key for key in absent if key.endswith("num_batches_tracked"))
     tops = {bare(key).removeprefix(alignment.around).partition(".")[0] for key in wanted}
-    ballast = tuple(key for key in extra if _is_ballast(alignment.inner(key), weights[key], tops))
+    inner = {key: alignment.inner(key) for key in extra}
+    ballast = tuple(key for key, name in inner.items() if name is not None and _is_ballast(name, weights[key], tops))
+    outside = tuple(key for key, name in inner.items() if name is None)
     return Gaps(
         missing=tuple(key for key in absent if key not in twins and key not in counters),
         reshaped=reshaped,
-        refused=tuple(key for key in extra if key not in ballast),
+        refused=tuple(key for key in extra if key not in ballast and key not in outside),
         ballast=ballast,
+        outside=outside,
         twins=twins,
         counters=counters,
     )
@@ -166,14 +174,14 @@ def _same_shape(wanted: Any, stored: Any) -> bool:
     return is_lazy(wanted) or shape_of(wanted) == shape_of(stored)
 
 
-def _is_ballast(inner: str | None, value: Any, tops: Iterable[str]) -> bool:
+def _is_ballast(inner: str, value: Any, tops: Iterable[str]) -> bool:
     """Whether a tensor that the network lacks can be left out without changing what the network computes.
 
-    Outside of the network, in a module of its own beside the network's (a loss, an auxiliary head), not of floating point
-    (indices, masks, counters), or so small and so named that it is a counter or a normalization's constant. A further layer
-    in a chain that the network has is none: the checkpoint is of a larger network.
+    In a module of its own beside the network's (a loss, an auxiliary head), not of floating point (indices, masks,
+    counters), or so small and so named that it is a counter or a normalization's constant. A further layer in a chain that
+    the network has is none: the checkpoint is of a larger network.
     """
-    if inner is None or not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
     top, dot, _ = inner.partition(".")
     if dot and top not in tops and not top.isdigit():

@@ -22,7 +22,7 @@ _LIBRARIES = ("builtin", "torchvision", "timm")
 _BUILTIN_MODELS = "clp_plugin.adapters.builtin.models.build"
 
 
-def build_model(spec: str, *, num_classes: int, **options: Any) -> nn.Module:
+def build_model(spec: str, /, *, num_classes: int, **options: Any) -> nn.Module:
     """An untrained network in eval mode.
 
     Args:

@@ -146,6 +146,8 @@ def load_network(
         return _loaded(stored, parts, parts[0], model, fit, *_shape(model, input_shape, arch=None, options={}))
     if arch is None:
         raise ConfigError(f"{checkpoint} {_SAY_ARCH}")
+    if options and "num_classes" in options:
+        raise ConfigError("--arch-option num_classes: the number of classes is given by --num-classes")
     request = _Request(f"{checkpoint} as {arch}", arch, dict(options or {}), num_classes, strict)
     refused: list[CheckpointError] = []
     for part in parts:

@@ -20,6 +20,8 @@ from clp_plugin.masking.apply import masked
 from clp_plugin.networks.loading import LoadedNetwork, load_network
 from clp_plugin.types import Mask
 
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code", "ignore:.torch.jit:FutureWarning")
+
 SOURCE = """
 import torch
 from torch import nn
@@ -255,6 +257,14 @@ def test_options_reach_every_kind_of_architecture(tmp_path: Path) -> None:
         loaded = load_network(tmp_path / "x.pt", arch=arch, options=options)
         assert loaded.adapted == ()
         assert loaded.input_shape[0] == options.get("in_chans", 3)
+
+
+def test_the_number_of_classes_is_no_option_of_the_architecture(user: User, tmp_path: Path) -> None:
+    torch.save(user.make().state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match="--num-classes"):
+        load_network(tmp_path / "x.pt", arch=user.arch(), options={"num_classes": 4})
+    with pytest.raises(ConfigError, match=r"cannot build .*spec"):
+        load_network(tmp_path / "x.pt", arch=user.arch(), options={"spec": 4})
 
 
 def test_the_number_of_classes_may_be_in_a_layer_of_any_name(user: User, tmp_path: Path) -> None:
