@@ -171,7 +171,9 @@ def _idx(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise RecordError(
             f"{file}: expected MNIST's bytes of shape {shape}, found {len(content)} bytes; unpack it again"
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(expected)
+    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(
+        expected
+    )  # of what may be written to, as torch asks
 
 
 def _from_files(facts: DatasetFacts, files: Sequence[Path], labels: Sequence[int]) -> PickedImages:

@@ -25,6 +25,7 @@ from backdoorbench_trees import (
     write_cifar10,
     write_clean_training,
     write_crashed,
+    write_mnist,
     write_record,
 )
 from PIL import Image
@@ -32,9 +33,14 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from clp_plugin.adapters.backdoorbench.attack_result import read_attack_result
+from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.record import BackdoorBenchAdapter
 from clp_plugin.errors import CheckpointError, RecordError
 from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.fusion.layers import fuse
+from clp_plugin.masking.apply import masked
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select
 from clp_plugin.types import ImageSet, TargetRule
 
 ADAPTER = BackdoorBenchAdapter()
@@ -139,6 +145,31 @@ def test_the_model_is_the_stored_one_in_eval_mode(tmp_path: Path) -> None:
     assert not record.model.training
     inputs = transformed(tree.clean[:4])
     assert torch.equal(record.model(inputs), reference.eval()(inputs))
+
+
+def test_a_record_of_one_channel_opens_is_evaluated_and_repaired(tmp_path: Path) -> None:
+    """MNIST with a network whose first convolution takes one channel."""
+    network = build("preactresnet18", CLASSES, channels=1)
+    tree = write_record(
+        tmp_path, weights=network.state_dict(), prefix="module.", with_train=False, data_path="./data/mnist",
+        edit=lambda content: content.update(model_name="preactresnet18", img_size=(28, 28, 1), clean_data="mnist"),
+    )  # fmt: skip
+    clean, train = (pixels[:, 2:30, 2:30, 0].copy() for pixels in (tree.clean, tree.train))
+    write_mnist(tmp_path / "data" / "mnist", (train, tree.train_labels), (clean, tree.labels))
+    for position, index in enumerate(tree.indices):
+        stamped = clean[index].copy()
+        stamped[-3:, -3:] = 255
+        Image.fromarray(stamped).save(tree.png(position))
+    record = ADAPTER.open(tree.folder)
+    assert record.input_shape == (1, 28, 28)
+    inputs = torch.from_numpy(clean[:4])[:, None].float() / 255 * 2 - 1
+    assert torch.allclose(record.model(inputs), network(inputs), atol=1e-5)
+    with torch.no_grad():
+        predicted = network(everything(record.clean)).argmax(1).numpy()
+    assert evaluate(record.model, record).acc == pytest.approx(float((predicted == tree.labels).mean()))
+    view = fuse(record.model, record.input_shape)
+    assert view.layers[0].conv == ("conv1",)
+    assert torch.isfinite(masked(record.model, select(score(view), 1.0))(inputs)).all()
 
 
 def test_prefixes_of_data_parallel_are_passed_over(tmp_path: Path) -> None:
