@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -41,17 +41,29 @@ class Scores:
 
     Attributes:
         sigma: Layer name to ``(channels,)`` float64, non-negative; larger is more suspicious.
-        heads: The layers that are listed but never pruned: classifier heads.
+        kinds: Layer name to kind; a layer that is not named counts as ``fused``.
+        unprunable: Layers whose channels a mask cannot silence: never pruned.
         score: ``"paper"`` (CLP 4.1, 4.4) or ``"relative"`` (unchanged by a function-preserving rescale).
         norm: ``"reshaped"`` (CLP 4.1) or ``"exact"`` (the convolution operator's own norm).
         pairing: ``"dataflow"`` or ``"registration"`` (the published rule).
     """
 
     sigma: Mapping[str, Floats]
-    heads: frozenset[str] = frozenset()
+    kinds: Mapping[str, LayerKind] = field(default_factory=dict)
     score: ScoreKind = "paper"
     norm: NormKind = "reshaped"
     pairing: Pairing = "dataflow"
+    unprunable: frozenset[str] = frozenset()
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """The layers that put out the logits: listed, never pruned."""
+        return frozenset(name for name, kind in self.kinds.items() if kind == "head")
+
+    def prunable(self, kinds: Collection[LayerKind]) -> list[str]:
+        """The layers of these kinds whose channels may be pruned, in the order of execution."""
+        chosen = (name for name in self.sigma if self.kinds.get(name, "fused") in kinds)
+        return [name for name in chosen if name not in self.unprunable]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from clp_plugin.masking.apply import save_mask
 from clp_plugin.networks.devices import seeded
 from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.registry import Catalogue
+from clp_plugin.selection.outliers import PRUNED_KINDS, parse_layers
 from clp_plugin.store.layout import MASK, OUTCOME, WEIGHTS, WEIGHTS_PICKLED, run_folder
 from clp_plugin.store.outcomes import Outcome, RunFacts, save_outcome
 from clp_plugin.types import BudgetKind, ChoiceProtocol, Mask, Metrics, Progress, Record
@@ -93,8 +94,15 @@ class DefenseRun:
         if self.repaired.scores is None or self.repaired.mask is None:
             return []
         known = {Mask({}): self.judged_before, self.repaired.mask: self.judged_after}
+        layers = parse_layers(str(self.outcome.options.get("layers", ",".join(PRUNED_KINDS))))
         return sweep(
-            self.record, self.repaired.scores, values, known=known, device=self.outcome.device, progress=progress
+            self.record,
+            self.repaired.scores,
+            values,
+            layers=layers,
+            known=known,
+            device=self.outcome.device,
+            progress=progress,
         )
 
     def measured(self) -> dict[str, float]:

@@ -43,6 +43,9 @@ U = Annotated[float | None, typer.Option(help="Prune above mean + u * std. Defau
 Score = Annotated[
     ScoreName, typer.Option(help="paper: sigma of the fused kernel; relative: in units of a channel's own response.")
 ]
+Layers = Annotated[
+    str, typer.Option(help="Kinds of layers to prune; fused,diagonal,conv adds convolutions without BatchNorm.")
+]
 Norm = Annotated[NormName, typer.Option(help="reshaped: the paper's; exact: of the convolution as an operator.")]
 Parity = Annotated[
     bool, typer.Option(help="Prune exactly what the published code prunes (its pairing, unbiased std, no eps).")

@@ -18,6 +18,7 @@ from clp_plugin.cli.options import (
     FastCpu,
     Given,
     Implementation,
+    Layers,
     Norm,
     NormName,
     OutFolder,
@@ -112,6 +113,7 @@ class ScanRequest:
     u: U = None
     score: Score = "paper"
     norm: Norm = "reshaped"
+    layers: Layers = "fused,diagonal"
     parity: Parity = False
     repair: Annotated[
         Path | None,
@@ -139,6 +141,10 @@ class DefendRequest:
     u: U = None
     score: Annotated[ScoreName | None, typer.Option(help="For clp: paper or relative.")] = None
     norm: Annotated[NormName | None, typer.Option(help="For clp: reshaped or exact.")] = None
+    layers: Annotated[
+        str | None,
+        typer.Option(help="For clp: kinds to prune, fused,diagonal; ...,conv adds convolutions without BatchNorm."),
+    ] = None
     parity: Parity = False
     option: Given = field(default_factory=list)
     scale: Scale = "paper"
@@ -171,6 +177,7 @@ class DefendRequest:
             "u": self.u,
             "score": self.score,
             "norm": self.norm,
+            "layers": self.layers,
             "pairing": "registration" if self.parity else None,
         }
         return {**parse_options(self.option), **{name: value for name, value in named.items() if value is not None}}
@@ -208,6 +215,7 @@ class CorrelateRequest:
     u: U = None
     score: Score = "paper"
     norm: Norm = "reshaped"
+    layers: Layers = "fused,diagonal"
     tac_norm: Annotated[str, typer.Option(help="l2: the paper's; l1: BackdoorBench's.")] = "l2"
     max_images: Annotated[int | None, typer.Option(help="Use only so many image pairs.")] = None
     device: Device = "auto"
@@ -226,6 +234,7 @@ class SweepRequest:
     root: Root = None
     score: Score = "paper"
     norm: Norm = "reshaped"
+    layers: Layers = "fused,diagonal"
     parity: Parity = False
     device: Device = "auto"
     out: OutFolder = None

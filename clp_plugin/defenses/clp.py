@@ -16,7 +16,7 @@ from clp_plugin.fusion.published import published_rule_note
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.scoring.lipschitz import score
-from clp_plugin.selection.outliers import select
+from clp_plugin.selection.outliers import PRUNED_KINDS, parse_layers, select
 from clp_plugin.types import BudgetKind, NormKind, Pairing, Progress, ScoreKind
 
 
@@ -28,10 +28,12 @@ class CLP:
         u: Prune above mean + u * std.
         score: ``paper`` or ``relative``; see :func:`clp_plugin.scoring.lipschitz.score`.
         norm: ``reshaped`` or ``exact``.
+        layers: The kinds of layers to prune: ``fused,diagonal``, or ``fused,diagonal,conv`` to prune convolutions that no
+            BatchNorm follows as well.
         pairing: ``dataflow``, or ``registration`` to reproduce the published code.
 
     Raises:
-        ConfigError: If u is negative or no number, before anything is run.
+        ConfigError: If u is negative or no number, or ``layers`` names another kind, before anything is run.
 
     Source:
         Zheng, Tang, Li, Liu: Data-free backdoor removal based on channel Lipschitzness, ECCV 2022.
@@ -40,11 +42,13 @@ class CLP:
     u: float = 3.0
     score: ScoreKind = "paper"
     norm: NormKind = "reshaped"
+    layers: str = ",".join(PRUNED_KINDS)
     pairing: Pairing = "dataflow"
     budget: ClassVar[BudgetKind] = "none"
     chooses: ClassVar[str] = "u"
 
     def __post_init__(self) -> None:
+        parse_layers(self.layers)
         if isinstance(self.u, (str, bool)) or not self.u >= 0:
             raise ConfigError(f"clp: u must be 0 or more (the paper uses 3 to 5), found {self.u!r}")
         if self.pairing == "registration" and (self.score, self.norm) != ("paper", "reshaped"):
@@ -68,9 +72,10 @@ class CLP:
             "layers": view.counts(),
             "published_rule": published_rule_note(model, followed),
         }
-        mask = select(scores, self.u)
+        layers = parse_layers(self.layers)
+        mask = select(scores, self.u, layers=layers)
         if budget.judge is not None:
-            candidates = [Candidate(u, select(scores, u)) for u in ORACLE_U]
+            candidates = [Candidate(u, select(scores, u, layers=layers)) for u in ORACLE_U]
             chosen = choose_by_test_set(model, candidates, budget.judge, keep_bias=False)
             mask, log = chosen.mask, {**log, "u": chosen.value, **chosen.log}
         # The view stays that of the network as it came: its figures and its TAC are measured on that one.

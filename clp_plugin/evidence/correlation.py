@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from scipy.stats import rankdata
 from sklearn.feature_selection import f_regression, r_regression
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.selection.outliers import z_scores
-from clp_plugin.types import Floats, Scores
+from clp_plugin.selection.outliers import PRUNED_KINDS, z_scores
+from clp_plugin.types import Floats, LayerKind, Scores
 
 _MIN_CHANNELS = 3
 _CONSTANT = 1e-12  # relative spread below which values count as equal
@@ -59,18 +59,26 @@ class Correlation:
     pooled: LayerCorrelation
 
 
-def correlate(scores: Scores, tac: Mapping[str, Floats], *, bootstrap: int = 1000, seed: int = 0) -> Correlation:
+def correlate(
+    scores: Scores,
+    tac: Mapping[str, Floats],
+    *,
+    layers: Sequence[LayerKind] = PRUNED_KINDS,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Correlation:
     """Correlate the score with the trigger-activated change, layer by layer and pooled.
 
     Within a layer sigma stands for UCLC, which is sigma times a constant of the layer. Pooled values are z-scores within
-    their layers, what CLP thresholds; raw values of different layers have different units. Heads are left out of the
-    pool, as they are not pruned.
+    their layers, what CLP thresholds; raw values of different layers have different units. The pool holds the layers that
+    are pruned.
 
     Args:
         scores: Layer name to scores.
         tac: The same layers, ``(channels,)`` each.
+        layers: The kinds of layers in the pool; see :func:`clp_plugin.selection.outliers.select`.
         bootstrap: Number of resamples of the channels for the intervals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         ConfigError: If a layer of the scores is missing in ``tac`` or has another width, or ``bootstrap`` is below 1.
@@ -84,15 +92,16 @@ def correlate(scores: Scores, tac: Mapping[str, Floats], *, bootstrap: int = 100
         if name not in tac or len(tac[name]) != len(sigma):
             found = "nothing" if name not in tac else f"{len(tac[name])} values"
             raise ConfigError(f"TAC of layer {name!r}: expected {len(sigma)} values, found {found}")
-    layers = tuple(
+    entries = tuple(
         _correlation(name, sigma, tac[name], bootstrap, np.random.default_rng([seed, i]))
         for i, (name, sigma) in enumerate(scores.sigma.items())
     )
-    usable = [c.name for c in layers if not c.reason and c.name not in scores.heads]
+    pruned = scores.prunable(layers)
+    usable = [c.name for c in entries if not c.reason and c.name in pruned]
     pooled_scores = np.concatenate([z_scores(scores.sigma[name]) for name in usable] or [np.zeros(0)])
     pooled_tac = np.concatenate([z_scores(tac[name]) for name in usable] or [np.zeros(0)])
-    rng = np.random.default_rng([seed, len(layers)])
-    return Correlation(layers, _correlation("pooled", pooled_scores, pooled_tac, bootstrap, rng))
+    rng = np.random.default_rng([seed, len(entries)])
+    return Correlation(entries, _correlation("pooled", pooled_scores, pooled_tac, bootstrap, rng))
 
 
 def _correlation(name: str, x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator) -> LayerCorrelation:

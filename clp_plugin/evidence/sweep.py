@@ -10,8 +10,8 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.many_masks import evaluate_masks
 from clp_plugin.evaluation.metrics import Judgement, require_test_images
 from clp_plugin.networks.copying import copy_of
-from clp_plugin.selection.outliers import select
-from clp_plugin.types import Mask, Progress, Record, Scores
+from clp_plugin.selection.outliers import PRUNED_KINDS, select
+from clp_plugin.types import LayerKind, Mask, Progress, Record, Scores
 
 _MOST = 10_000  # values of u in one sweep; more is a slip of the keyboard
 
@@ -45,6 +45,7 @@ def sweep(
     scores: Scores,
     values: Sequence[float],
     *,
+    layers: Sequence[LayerKind] = PRUNED_KINDS,
     known: Mapping[Mask, Judgement] | None = None,
     device: str = "cpu",
     batch_size: int = 256,
@@ -56,6 +57,7 @@ def sweep(
         record: The attacked model and its test images. The model is not touched: a copy is pruned.
         scores: Of that model.
         values: Values of u, 0 or more.
+        layers: The kinds of layers to prune; see :func:`clp_plugin.selection.outliers.select`.
         known: Masks of this model that were judged already, at the same batch size; they are not run again.
         device: Where to run.
         batch_size: Images per forward pass.
@@ -68,7 +70,7 @@ def sweep(
         CLP 5.3, figure 4.
     """
     require_test_images(record)
-    masks = [select(scores, u) for u in values]
+    masks = [select(scores, u, layers=layers) for u in values]
     found = dict(known or {})
     if unknown := list(dict.fromkeys(mask for mask in masks if mask not in found)):
         own = copy_of(record.model)

@@ -87,6 +87,14 @@ class FusedView:
         kinds = [layer.kind for layer in self.layers]
         return {kind: kinds.count(kind) for kind in ("fused", "diagonal", "conv", "head")}
 
+    def left_out(self) -> dict[str, str]:
+        """Name of everything with weights that is not scored, and why."""
+        return {
+            **self.unscored,
+            **dict.fromkeys(self.inner_linear, "a linear map inside the network that no BatchNorm follows"),
+            **dict.fromkeys(self.unreached, "never executed"),
+        }
+
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=4)
         lines = [f"{'layer':<{width}}  kind      channels  why"]

@@ -45,8 +45,9 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
     sigma = {}
     for layer in view.layers:
         sigma[layer.name] = _checked(view, layer, _layer_scores(view, layer, conv_norms, scales))
-    heads = frozenset(layer.name for layer in view.layers if layer.kind == "head")
-    return Scores(sigma, heads, score, norm, view.pairing)
+    kinds = {layer.name: layer.kind for layer in view.layers}
+    unprunable = frozenset(layer.name for layer in view.layers if layer.unprunable)
+    return Scores(sigma, kinds, score, norm, view.pairing, unprunable)
 
 
 def _conv_norms(view: FusedView, names: list[str], scales: list[TypicalScales] | None, norm: NormKind) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from clp_plugin.cli.commands.scan import note_layers
 from clp_plugin.cli.console import emit_json, progress_bar, say
 from clp_plugin.cli.requests import CorrelateRequest, SweepRequest
 from clp_plugin.cli.showing import show_correlation, show_sweep
@@ -17,7 +18,7 @@ from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import locate_record, open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.scoring.lipschitz import score
-from clp_plugin.selection.outliers import select
+from clp_plugin.selection.outliers import parse_layers, select
 from clp_plugin.types import Floats, Mask, Record, Scores
 
 _TAC_NORMS = ("l2", "l1")
@@ -39,7 +40,9 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape)
     scores = score(view, score=request.score, norm=request.norm)
-    mask = select(scores, default_u(record, catalogue) if request.u is None else request.u)
+    layers = parse_layers(request.layers)
+    note_layers(view, layers, scores)
+    mask = select(scores, default_u(record, catalogue) if request.u is None else request.u, layers=layers)
     with progress_bar("TAC") as report:
         tac = trigger_activated_change(
             view,
@@ -49,7 +52,7 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
             device=pick_device(request.device),
             progress=report,
         )
-    found = correlate(scores, tac)
+    found = correlate(scores, tac, layers=layers)
     folder = request.out or path / "analysis" / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
     write_correlation(folder, scores, tac, mask, found)
     if as_json:
@@ -84,8 +87,10 @@ def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
     view = fuse(record.model, record.input_shape, pairing="registration" if request.parity else "dataflow")
     scores = score(view, score=request.score, norm=request.norm)
+    layers = parse_layers(request.layers)
+    note_layers(view, layers, scores)
     with progress_bar("sweep") as report:
-        rows = sweep(record, scores, values, device=pick_device(request.device), progress=report)
+        rows = sweep(record, scores, values, layers=layers, device=pick_device(request.device), progress=report)
     rule = "parity" if request.parity else f"{request.score}-{request.norm}"
     folder = request.out or path / "analysis" / f"sweep-{rule}"
     write_sweep(folder, rows, default_u(record, catalogue))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from clp_plugin.cli.console import emit_json, say, show_table
@@ -25,10 +26,11 @@ from clp_plugin.masking.apply import masked, save_mask
 from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
 from clp_plugin.records.opening import open_record
 from clp_plugin.scoring.lipschitz import score
-from clp_plugin.selection.outliers import select, z_scores
-from clp_plugin.types import Mask, Scores
+from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
+from clp_plugin.types import LayerKind, Mask, Scores
 
 DEFAULT_U = 3.0
+_SHOWN = 6  # channels of a layer, or layers of a note
 
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
@@ -49,9 +51,11 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
     start = time.perf_counter()
     scores = score(view, score=request.score, norm=request.norm)
     u = DEFAULT_U if request.u is None else request.u
-    mask = select(scores, u)
+    layers = parse_layers(request.layers)
+    mask = select(scores, u, layers=layers)
     seconds = time.perf_counter() - start
     report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask)}
+    report["not_scored"] = [{"name": name, "why": why} for name, why in view.left_out().items()]
     if loaded is not None:
         report["loaded"] = loaded.facts()
         for line in loaded.notes():
@@ -67,6 +71,20 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
         emit_json(report)
     else:
         _show(request, view, scores, mask, u)
+    note_layers(view, layers, scores)
+
+
+def note_layers(view: FusedView, layers: Collection[LayerKind], scores: Scores | None = None) -> None:
+    """Say, in a line each, what the chosen kinds of layers leave out."""
+    counts = view.counts()
+    if "conv" not in layers and counts["conv"] and not counts["fused"] + counts["diagonal"]:
+        say("note: this network has no BatchNorm; its convolutions are pruned only with --layers fused,diagonal,conv")
+    if scores is None or scores.score != "relative":
+        return
+    flat = [name for name in scores.prunable(layers) if is_constant(scores.sigma[name])]
+    if flat:
+        names = ", ".join(flat[:_SHOWN]) + (", ..." if len(flat) > _SHOWN else "")
+        say(f"note: the relative score is the same for all channels of {names} and says nothing of them")
 
 
 def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str, Any]]:
@@ -170,27 +188,24 @@ def _write(folder: Path, scores: Scores, mask: Mask, u: float, report: Mapping[s
 
 
 def _show(request: ScanRequest, view: FusedView, scores: Scores, mask: Mask, u: float) -> None:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for layer in view.layers:
         z = z_scores(scores.sigma[layer.name], unbiased=request.parity)
-        found = mask.indices().get(layer.name, [])
-        listed = ", ".join(f"{k} ({z[k]:.1f})" for k in sorted(found, key=lambda k: -z[k])[:6])
-        rows.append(
-            (
-                layer.name,
-                layer.kind,
-                layer.channels,
-                float(z.max(initial=0.0)),
-                listed + (", ..." if len(found) > 6 else ""),
-            )
-        )
+        found = np.flatnonzero(outliers(scores.sigma[layer.name], u, unbiased=request.parity)).tolist()
+        listed = ", ".join(f"{k} ({z[k]:.1f})" for k in sorted(found, key=lambda k: -z[k])[:_SHOWN])
+        listed += ", ..." if len(found) > _SHOWN else ""
+        if found and layer.kind != "head" and layer.name not in mask.pruned:
+            listed += f"; not pruned{': ' + layer.unprunable if layer.unprunable else ''}"
+        rows.append((layer.name, layer.kind, layer.channels, float(z.max(initial=0.0)), listed))
+    rows += [(name, "not scored", "", "", why) for name, why in view.unscored.items()]
     show_table(
         f"{request.checkpoint}: channels above mean + {u:g} std ({len(mask)} of {sum(v.size for v in mask.pruned.values())})",
         ("layer", "kind", "channels", "largest z", "outlying channels (z)"),
         rows,
     )
-    prunable = [layer for layer in view.layers if layer.kind != "head"]
-    if not prunable:
+    if not any(layer.kind != "head" for layer in view.layers):
         say("note: no layer of this model can be pruned")
+    if view.inner_linear:
+        say(f"note: {len(view.inner_linear)} linear maps inside the network have no BatchNorm and were not scored")
     for name in view.unreached:
         say(f"note: {name} is never executed and was not scored")

@@ -92,7 +92,9 @@ def test_defend_json_is_the_contract_and_its_files_say_the_same(record: Path, tm
     assert list(found) == DEFEND
     assert list(found["before"]) == list(found["after"]) == METRICS
     assert found["method"] == "clp"
-    assert found["options"] == {"u": 1.0, "score": "paper", "norm": "reshaped", "pairing": "dataflow"}
+    assert found["options"] == {
+            "u": 1.0, "score": "paper", "norm": "reshaped", "layers": "fused,diagonal", "pairing": "dataflow"
+        }  # fmt: skip
     opened = open_record(record)
     assert found["before"] == evaluate(opened.model, opened).to_json()
     for weights in (Path(found["weights"]), tmp_path / "weights.pt"):
@@ -155,7 +157,9 @@ def test_a_scale_says_what_it_changed(record: Path, tmp_path: Path) -> None:
 def test_defend_options_reach_the_method(record: Path, tmp_path: Path) -> None:
     base = ["defend", "--record", record, "--u", "1", "--out", tmp_path, "--json"]
     relative = bench(*base, "--score", "relative", "--norm", "exact", "--seed", "5").json
-    assert relative["options"] == {"u": 1.0, "score": "relative", "norm": "exact", "pairing": "dataflow"}
+    assert relative["options"] == {
+        "u": 1.0, "score": "relative", "norm": "exact", "layers": "fused,diagonal", "pairing": "dataflow"
+    }  # fmt: skip
     assert load_outcome(tmp_path / "outcome.json").seed == 5
     assert "--force" in refused(*base, "--parity")
     assert bench(*base, "--parity", "--force").json["options"]["pairing"] == "registration"

@@ -38,6 +38,10 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         def no_norm():
             return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
+        def grouped():
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                 nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+
         class Dense(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -88,7 +92,7 @@ def arch(zoo: Path, name: str = "small") -> list[str]:
 
 def test_scan_json_is_the_contract(zoo: Path) -> None:
     found = bench("scan", zoo / "small.pt", *arch(zoo), "--u", "1.0", "--json").json
-    assert list(found) == ["u", "seconds", "layers", "loaded"]
+    assert list(found) == ["u", "seconds", "layers", "not_scored", "loaded"]
     assert found["u"] == 1.0
     assert 0 < found["seconds"] < 60
     assert [list(layer) for layer in found["layers"]] == [LAYER] * 3
@@ -99,9 +103,19 @@ def test_scan_json_is_the_contract(zoo: Path) -> None:
         assert layer["name"] in names
         assert len(layer["sigma"]) == layer["channels"]
         sigma = np.array(layer["sigma"])
-        expected = [] if layer["kind"] == "head" else np.flatnonzero(sigma > sigma.mean() + sigma.std()).tolist()
+        expected = np.flatnonzero(sigma > sigma.mean() + sigma.std()).tolist() if layer["kind"] == "fused" else []
         assert layer["pruned"] == expected
     assert any(layer["pruned"] for layer in found["layers"])
+
+
+def test_lone_convolutions_are_pruned_when_asked_for(zoo: Path) -> None:
+    command = ("scan", zoo / "small.pt", *arch(zoo), "--u", "1")
+    shown = bench(*command)
+    assert "; not pruned" in next(line for line in shown.out.splitlines() if " conv " in line)
+    found = bench(*command, "--layers", "fused,diagonal,conv", "--json").json
+    sigma = np.array(found["layers"][1]["sigma"])
+    assert found["layers"][1]["pruned"] == np.flatnonzero(sigma > sigma.mean() + sigma.std()).tolist() != []
+    assert bench(*command, "--layers", "head").code == 2
 
 
 def test_scan_sigma_is_the_spectral_norm_of_the_fused_kernel(zoo: Path) -> None:
@@ -240,8 +254,23 @@ def test_scan_of_wrapped_nested_and_normless_checkpoints_works(zoo: Path, tmp_pa
         torch.save({"net": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / f"{i}.pt")
         assert bench("scan", tmp_path / f"{i}.pt", *arch(zoo), "--json").json["layers"][0]["name"] == "1"
     save_weights(small(zoo, "no_norm").state_dict(), tmp_path / "plain.safetensors")
-    layers = bench("scan", tmp_path / "plain.safetensors", *arch(zoo, "no_norm"), "--json").json["layers"]
-    assert [layer["kind"] for layer in layers] == ["conv", "head"]
+    found = bench("scan", tmp_path / "plain.safetensors", *arch(zoo, "no_norm"), "--json")
+    assert [layer["kind"] for layer in found.json["layers"]] == ["conv", "head"]
+    note = "note: this network has no BatchNorm; its convolutions are pruned only with --layers fused,diagonal,conv"
+    assert note in found.err.splitlines()
+
+
+def test_scan_names_what_it_does_not_score_and_why(zoo: Path, tmp_path: Path) -> None:
+    save_weights(small(zoo, "grouped").state_dict(), tmp_path / "grouped.safetensors")
+    command = ("scan", tmp_path / "grouped.safetensors", *arch(zoo, "grouped"))
+    reason = "native_group_norm behind it undoes any scale of its kernel"
+    assert bench(*command, "--json").json["not_scored"] == [
+        {"name": "0", "why": reason},
+        {"name": "4", "why": "a linear map inside the network that no BatchNorm follows"},
+    ]
+    shown = bench(*command, "--out", tmp_path / "out")
+    assert reason in " ".join(shown.out.split())
+    assert "1 linear maps inside the network have no BatchNorm" in shown.err
 
 
 class Payload:

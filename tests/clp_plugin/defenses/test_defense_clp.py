@@ -15,8 +15,9 @@ from torch import nn
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import ConfigError, ScoreError
-from clp_plugin.types import Record
+from clp_plugin.types import Mask, Record
 
+ALL = "fused,diagonal,conv"
 BUDGET = Budget((3, 12, 12), 5)
 
 
@@ -51,20 +52,28 @@ def small_record(seed: int = 0) -> Record:
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1.0, 1.5])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_prunes_what_the_rule_says_channel_by_channel(u: float, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        ("fused,diagonal", {"bn1", "bn_sum"}),
+        ("fused,diagonal,conv", {"bn1", "bn_sum", "conv2", "conv3"}),
+        (" conv, diagonal ", {"bn_sum", "conv2", "conv3"}),
+    ],
+)
+def test_prunes_what_the_rule_says_channel_by_channel(layers: str, names: set[str], u: float, seed: int) -> None:
     model = small_record(seed).model
-    expected = slow_mask(slow_sigma(model), u)
-    repaired = CLP(u=u).repair(model, BUDGET)
+    expected = slow_mask({name: values for name, values in slow_sigma(model).items() if name in names}, u)
+    repaired = CLP(u=u, layers=layers).repair(model, BUDGET)
     assert repaired.mask is not None
     assert repaired.mask.indices() == expected
 
 
 def test_pruned_channels_are_silent_and_the_others_untouched() -> None:
     original = small_record().model
-    repaired = CLP(u=1.0).repair(copy.deepcopy(original), BUDGET)
+    repaired = CLP(u=1.0, layers=ALL).repair(copy.deepcopy(original), BUDGET)
     assert repaired.mask is not None
     pruned = repaired.mask.indices()
-    assert {"bn1", "conv3"} & set(pruned)
+    assert {"bn1", "conv3"} <= set(pruned)
     for name, after in repaired.model.state_dict().items():
         before = original.state_dict()[name]
         layer, _, kind = name.rpartition(".")
@@ -77,10 +86,10 @@ def test_pruned_channels_are_silent_and_the_others_untouched() -> None:
 def test_a_channel_that_was_blown_up_is_the_one_that_goes() -> None:
     model = TinyNet().eval()
     with torch.no_grad():
+        model.conv1.weight[2] *= 50
         model.conv3.weight[5] *= 50
-    repaired = CLP(u=2.0).repair(model, BUDGET)
-    assert repaired.mask is not None
-    assert repaired.mask.indices().get("conv3") == [5]
+    repaired = [CLP(u=2.0, layers=layers).repair(copy.deepcopy(model), BUDGET).mask for layers in (CLP.layers, ALL)]
+    assert [mask and mask.indices() for mask in repaired] == [{"bn1": [2]}, {"bn1": [2], "conv3": [5]}]
 
 
 def test_default_is_the_published_u_and_all_of_it_is_in_the_log() -> None:
@@ -121,6 +130,12 @@ def test_impossible_u_is_refused_before_anything_runs(u: Any) -> None:
         CLP(u=u)
 
 
+@pytest.mark.parametrize("layers", ["", "fused,head", "fused;conv", "BatchNorm"])
+def test_unknown_kind_of_layer_is_refused_before_anything_runs(layers: str) -> None:
+    with pytest.raises(ConfigError, match="layers: expected a list of fused, diagonal, conv such as fused,diagonal"):
+        CLP(layers=layers)
+
+
 def test_parity_with_another_score_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="parity mode has only"):
         CLP(pairing="registration", score="relative")
@@ -133,14 +148,15 @@ def test_broken_weights_are_an_error_that_names_the_layer() -> None:
         CLP().repair(model, BUDGET)
 
 
-def test_network_without_batchnorm_is_repaired_too() -> None:
+def test_network_without_batchnorm_is_repaired_when_asked_for() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
     ).eval()
     with torch.no_grad():
         model[0].weight[3] *= 20  # type: ignore[operator,index]
-    repaired = CLP(u=3.0).repair(model, BUDGET)
+    assert CLP(u=3.0).repair(model, BUDGET).mask == Mask({})
+    repaired = CLP(u=3.0, layers=ALL).repair(model, BUDGET)
     assert repaired.mask is not None
     assert repaired.mask.indices() == {"0": [3]}
     assert not repaired.model.state_dict()["0.bias"][3].any()

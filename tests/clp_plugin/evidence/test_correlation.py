@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_interval_agrees_with_scipy_bootstrap() -> None:
 
 def test_pool_is_of_values_standardized_within_their_layers_and_leaves_out_heads_and_undefined_layers() -> None:
     (x, y), (v, w), (h, k) = pair(0.8, 40, 1), pair(-0.2, 30, 2), pair(0.9, 10, 3)
-    scores = Scores({"a": x, "b": 100 * v, "flat": np.ones(6), "head": h}, heads=frozenset({"head"}))
+    scores = Scores({"a": x, "b": 100 * v, "flat": np.ones(6), "head": h}, kinds={"head": "head"})
     found = correlate(scores, {"a": y, "b": 1e3 * w, "flat": np.arange(6.0), "head": k})
     assert [layer.name for layer in found.layers] == ["a", "b", "flat", "head"]
     assert not math.isnan(found.layers[3].pearson), "a head has its own entry"
@@ -148,6 +149,15 @@ def test_pool_is_of_values_standardized_within_their_layers_and_leaves_out_heads
     assert found.pooled.n == 70
     assert found.pooled.pearson == pytest.approx(stats.pearsonr(sigma, tac).statistic)
     assert found.pooled.spearman == pytest.approx(stats.spearmanr(sigma, tac).statistic)
+
+
+def test_pool_holds_the_kinds_of_layers_that_are_asked_for() -> None:
+    (x, y), (v, w) = pair(0.8, 40, 1), pair(-0.2, 30, 2)
+    scores = Scores({"a": x, "b": v}, kinds={"a": "diagonal", "b": "conv"})
+    tac = {"a": y, "b": w}
+    assert correlate(scores, tac).pooled.n == 40
+    assert correlate(scores, tac, layers=("fused", "conv")).pooled.n == 30
+    assert correlate(replace(scores, unprunable=frozenset({"b"})), tac, layers=("diagonal", "conv")).pooled.n == 40
 
 
 def test_pool_of_nothing_says_so() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.selection.outliers import select, z_scores
+from clp_plugin.selection.outliers import outliers, select, z_scores
 from clp_plugin.types import Scores
 
 ROW = np.array([1.0, 1.0, 1.0, 1.0, 6.0])  # mean 2, population std 2, unbiased std 5 ** 0.5
@@ -51,7 +51,7 @@ def test_equal_up_to_rounding_but_tiny_scores_with_an_outlier_still_prune() -> N
 
 
 def test_each_layer_has_its_own_threshold_and_heads_none() -> None:
-    found = select(Scores({"a": ROW, "b": ROW[::-1] * 100, "fc": ROW}, heads=frozenset({"fc"})), 1.5)
+    found = select(Scores({"a": ROW, "b": ROW[::-1] * 100, "fc": ROW}, kinds={"fc": "head"}), 1.5)
     assert found.indices() == {"a": [4], "b": [0]}
     assert set(found.pruned) == {"a", "b"}
 
@@ -67,6 +67,23 @@ def test_more_deviations_never_prune_more() -> None:
     sets = [set(select(given, u).indices().get("a", [])) for u in (0, 0.5, 1, 2, 3, 5)]
     assert all(later <= earlier for earlier, later in pairwise(sets))
     assert len(sets[0]) > len(sets[-1])
+
+
+def test_lone_convolutions_are_pruned_when_asked_for_and_never_where_silence_is_out_of_reach() -> None:
+    kinds = {"a": "fused", "b": "diagonal", "c": "conv", "d": "conv"}
+    given = Scores(dict.fromkeys("abcd", ROW), kinds=kinds, unprunable=frozenset({"d"}))  # type: ignore[arg-type]
+    assert select(given, 1.5).indices() == {"a": [4], "b": [4]}
+    assert select(given, 1.5, layers=("conv", "diagonal")).indices() == {"b": [4], "c": [4]}
+    with pytest.raises(ConfigError, match="layers: expected a list of fused, diagonal, conv"):
+        select(given, 1.5, layers=("head",))
+    with pytest.raises(ConfigError, match="found ''"):
+        select(given, 1.5, layers=())
+
+
+def test_unknown_channels_are_left_alone_and_do_not_count() -> None:
+    row = np.array([np.nan, *ROW, np.inf])
+    assert outliers(row, 1.5).tolist() == [False, False, False, False, False, True, False]
+    assert not outliers(np.array([np.nan, 3.0]), 0.0).any()
 
 
 def test_z_scores_by_hand() -> None:
