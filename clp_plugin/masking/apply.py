@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clp_plugin.errors import MaskError, unknown_name
 from clp_plugin.files.checkpoints import write_json_atomically
 from clp_plugin.files.reading import read_json
+from clp_plugin.masking.silence import require_silence, still_heard
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.networks.wrappers import unwrap
@@ -46,10 +47,23 @@ class Undo:
         tensor[index] = value
 
 
-def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> nn.Module:
-    """A copy of the bare network with the mask's channels silent; see :func:`apply_mask`."""
+def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False, verify: Sequence[int] | None = None) -> nn.Module:
+    """A copy of the bare network with the mask's channels silent; see :func:`apply_mask`.
+
+    Args:
+        model: The network, wrapped or not; unchanged.
+        mask: Layer name to channels.
+        keep_bias: As in :func:`apply_mask`.
+        verify: Shape of one input, ``(C, H, W)``: run the copy on random inputs, and refuse a layer whose channels are not
+            silent, or that a norm behind it makes heard again, or that puts out the logits.
+
+    Raises:
+        MaskError: If a layer cannot be silenced; names the first and the reason.
+    """
     repaired = copy_of(unwrap(model))
     apply_mask(repaired, mask, keep_bias=keep_bias)
+    if verify is not None:
+        require_silence(repaired, mask, verify, keep_bias=keep_bias)
     return repaired
 
 
@@ -67,8 +81,8 @@ def apply_mask(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> Undo
         What undoes it.
 
     Raises:
-        MaskError: If a layer does not exist, has another width, or computes its weight (parametrization). Nothing is
-            changed then.
+        MaskError: If a layer does not exist, has another width, computes its weight (parametrization), or is heard all
+            the same because it is no plain convolution or BatchNorm. Nothing is changed then.
 
     Source:
         CLP algorithm 1; the BatchNorm's bias is zeroed too, as in the published code.
@@ -81,6 +95,10 @@ def apply_mask(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> Undo
     with torch.no_grad():
         for name, channels in chosen.items():
             _silence(modules[name], torch.from_numpy(channels), undo, keep_bias=keep_bias)
+    for name, channels in chosen.items():
+        if reason := still_heard(modules, name, channels, keep_bias=keep_bias):
+            undo.undo()
+            raise MaskError(f"layer {name!r} cannot be silenced: {reason}")
     return undo
 
 
@@ -115,7 +133,7 @@ def _check(modules: dict[str, nn.Module], name: str, channels: Bools, *, will_pr
     width = _width(module)
     if channels.shape != (width,):
         raise MaskError(f"layer {name!r} has {width} channels, the mask has {channels.size}")
-    if will_prune and isinstance(module, CONV_TYPES) and "weight" not in module._parameters:
+    if will_prune and "weight" not in module._parameters and "weight" not in module._buffers:
         raise MaskError(f"layer {name!r} computes its weight (parametrization): remove that before pruning it")
 
 

@@ -10,9 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_plugin.errors import PairingError
 from clp_plugin.networks.copying import copy_of
-from clp_plugin.networks.kinds import CONV_TYPES
+from clp_plugin.networks.kinds import CONV_TYPES, batchnorm_input, is_plain_batchnorm
 
+aten = torch.ops.aten
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training)
 _PLAIN_FORWARDS = {kind.forward for kind in (*CONV_TYPES, nn.Linear)}
 
 
@@ -40,44 +42,84 @@ def kernel(module: nn.Module) -> Tensor:
 def batchnorm_gain(norm: nn.Module, *, with_gamma: bool = True, with_eps: bool = True) -> Tensor:
     """|gamma_k| / sqrt(var_k + eps) of a BatchNorm in eval mode, ``(K,)`` float64 on the CPU.
 
+    Where a module computes its gain in ``forward``, what it does to its input counts, not the stored parameters.
+
     Args:
         norm: A BatchNorm with running statistics; without affine parameters gamma is 1.
         with_gamma: False gives 1 / sqrt(var_k + eps).
-        with_eps: False reproduces the published code.
+        with_eps: False reproduces the published code, which reads the stored parameters.
+
+    Raises:
+        PairingError: If the module is no fixed linear map and calls no batch norm.
     """
     parts: Any = norm
     variance = parts.running_var.detach().double().cpu()
     gain: Tensor = (variance + (parts.eps if with_eps else 0.0)).rsqrt()
-    if with_gamma and parts.weight is not None:
-        gain = gain * parts.weight.detach().double().cpu().abs()
-    return gain
+    if not with_gamma:
+        return gain
+    if with_eps and not is_plain_batchnorm(norm):
+        return _measured_gain(norm)
+    return gain if parts.weight is None else gain * parts.weight.detach().double().cpu().abs()
 
 
-class _WeightCatcher(TorchDispatchMode):
-    weight: Tensor | None = None
+def batchnorm_gamma(norm: nn.Module) -> Tensor:
+    """|gamma_k| of a BatchNorm in eval mode, ``(K,)`` float64 on the CPU, as :func:`batchnorm_gain` sees it."""
+    parts: Any = norm
+    if not is_plain_batchnorm(norm):
+        return batchnorm_gain(norm) / batchnorm_gain(norm, with_gamma=False)
+    if parts.weight is None:
+        return torch.ones(parts.running_var.numel(), dtype=torch.float64)
+    gamma: Tensor = parts.weight.detach().double().cpu().abs()
+    return gamma
+
+
+class _Catcher(TorchDispatchMode):
+    """Keeps the arguments of the last call of one of these operations."""
+
+    def __init__(self, *operations: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.arguments: tuple[Any, ...] | None = None
+        self._operations = operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket is torch.ops.aten.convolution:
-            self.weight = args[1]
+        if func.overloadpacket in self._operations:
+            self.arguments = args
         return func(*args, **(kwargs or {}))
 
 
 def _used_weight(module: nn.Module) -> Tensor:
-    used = copy_of(module).eval()  # a run may leave something behind: the weight of torch.nn.utils.prune, say
+    used: Any = copy_of(module).eval()  # a run may leave something behind: the weight of torch.nn.utils.prune, say
+    if isinstance(module, nn.Linear):
+        size, catcher = [used.in_features], _Catcher(aten.addmm, aten.mm)
+    else:
+        extent = [d * (k - 1) + 1 + 2 for d, k in zip(used.dilation, used.kernel_size, strict=True)]
+        size, catcher = [used.in_channels, *extent], _Catcher(aten.convolution)
     stored = next(used.parameters())
-    if isinstance(used, nn.Linear):
-        with torch.no_grad():
-            used(torch.zeros((1, used.in_features), dtype=stored.dtype, device=stored.device))
-            weight: Tensor = used.weight
-        return weight
-    conv: Any = used
-    size = [d * (k - 1) + 1 + 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    image = torch.zeros((1, conv.in_channels, *size), dtype=stored.dtype, device=stored.device)
-    catcher = _WeightCatcher()  # type: ignore[no-untyped-call]
     with torch.no_grad(), catcher:
-        used(image)
-    if catcher.weight is None:
+        used(torch.zeros((1, *size), dtype=stored.dtype, device=stored.device))
+    if catcher.arguments is None:
         raise PairingError(
-            f"{type(module).__name__} is a convolution by its class but never calls one: cannot score it"
+            f"{type(module).__name__} is a convolution or linear map by its class but never calls one: cannot score it"
         )
-    return catcher.weight
+    weight: Tensor = catcher.arguments[-1].t() if isinstance(module, nn.Linear) else catcher.arguments[1]
+    return weight
+
+
+def _measured_gain(norm: nn.Module) -> Tensor:
+    """|slope| of each channel; where the module ends in an activation, the gain of the batch norm that it calls."""
+    used: Any = copy_of(norm).double().cpu().eval()
+    levels = torch.tensor([-1e3, -1.0, 0.0, 1.0, 1e3], dtype=torch.float64)
+    catcher = _Catcher(*_BATCH_NORMS)
+    with torch.no_grad(), catcher:
+        answers = used(batchnorm_input(norm, levels)).flatten(1)
+    slopes = answers.diff(dim=0) / levels.diff()[:, None]
+    if bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12, equal_nan=True)):
+        measured: Tensor = slopes[-1].abs()
+        return measured
+    if catcher.arguments is None:
+        raise PairingError(
+            f"{type(norm).__name__} is a BatchNorm by its class but no fixed linear map: cannot score it"
+        )
+    _, weight, _, _, variance, *_, eps = catcher.arguments
+    gain: Tensor = (variance + eps).rsqrt()
+    return gain if weight is None else gain * weight.abs()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clp_plugin.fusion.graph import UNKNOWN, ChannelGraph, Node
-from clp_plugin.scoring.kernels import kernel
+from clp_plugin.scoring.kernels import batchnorm_gamma, kernel
 from clp_plugin.types import Floats, Ints
 
 _BOUNDED = ("sigmoid", "hardsigmoid", "tanh", "softmax")
@@ -45,8 +45,7 @@ class TypicalScales:
     def _of(self, node: Node) -> Floats | float:
         module = self._modules.get(node.module) if node.module else None
         if node.op == "batchnorm":
-            weight = getattr(module, "weight", None)
-            return 1.0 if weight is None else weight.detach().double().cpu().abs().numpy()
+            return np.asarray(batchnorm_gamma(self._modules[node.module]).numpy())
         if node.op in ("conv", "linear") and module is not None:
             scaled = scaled_kernel(module, self, node)
             return np.asarray(torch.linalg.vector_norm(scaled.flatten(1), dim=1))

@@ -63,7 +63,7 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
     if request.verify:
         report["verified"] = _verified(view, shape)
     if request.repair is not None:
-        _repair(masked(model, mask), loaded, request.repair)
+        _repair(masked(model, mask, verify=None if request.parity else shape), loaded, request.repair)
     folder = request.out or (None if as_json else Path("runs") / "scan" / request.checkpoint.stem)
     if folder is not None:
         _write(folder, scores, mask, u, report)

@@ -11,10 +11,15 @@ import pytest
 import torch
 from tiny_nets import CASES, Case
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import prune
+from untouched import untouched
 
 from clp_plugin.errors import MaskError
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import apply_mask, load_mask, masked, save_mask
+from clp_plugin.scoring.lipschitz import score
+from clp_plugin.selection.outliers import select
 from clp_plugin.types import Mask
 
 Build = Callable[..., nn.Module]
@@ -164,6 +169,107 @@ def test_convolution_that_computes_its_weight_is_refused(build: Build) -> None:
     with pytest.raises(MaskError, match="parametrization"):
         apply_mask(model, Mask({"bn1": np.ones(4, bool), "conv1": np.ones(4, bool)}))
     assert bits(model) == before
+
+
+def _parametrized(norm: nn.Module) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Identity())
+    return norm
+
+
+class OffsetNorm(nn.BatchNorm2d):
+    """Puts out a constant whatever its parameters are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+class CenteredNorm(nn.BatchNorm2d):
+    """Its weight is stored as the difference from 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + F.batch_norm(
+            x, self.running_mean, self.running_var, None, None, False, 0.0, self.eps
+        )
+
+
+class BiasedConv(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) - 0.5
+
+
+def with_norm(norm: nn.Module) -> Callable[[Build], nn.Module]:
+    def make(build: Build) -> nn.Module:
+        model = build("plain")
+        model.bn2 = norm
+        return model.eval()
+
+    return make
+
+
+def with_conv(build: Build) -> nn.Module:
+    model = build("no_norm")
+    model.conv2 = BiasedConv(4, 6, 3)
+    return model.eval()
+
+
+HEARD: dict[str, tuple[Callable[[Build], nn.Module], str, str]] = {
+    "norm with an offset": (with_norm(OffsetNorm(6)), "bn2", "a pruned channel puts out 1 on random inputs"),
+    "norm centered at 1": (with_norm(CenteredNorm(6)), "bn2", "a pruned channel puts out"),
+    "parametrized norm": (with_norm(_parametrized(nn.BatchNorm2d(6))), "bn2", "computes its weight"),
+    "norm pruned by torch": (
+        with_norm(prune.l1_unstructured(nn.BatchNorm2d(6), "weight", 3)),
+        "bn2",
+        "computes its weight",
+    ),
+    "convolution with an offset": (with_conv, "conv2", "a pruned channel puts out 0.5 on random inputs"),
+    "quantization-aware block": (lambda build: build("quantization_aware_block"), "conv2.bn", "puts out nan"),
+}
+
+
+@pytest.mark.parametrize("name", HEARD)
+def test_layer_that_is_heard_all_the_same_is_refused_and_nothing_changes(name: str, build: Build) -> None:
+    make, layer, reason = HEARD[name]
+    model = make(build)
+    mask = Mask({layer: np.arange(6) < 2, next(iter(fuse(model, (3, 8, 8)).layers)).name: np.arange(4) < 1})
+    with untouched(model), pytest.raises(MaskError, match=f"(?s)layer '{layer}'.*{reason}"):
+        apply_mask(model, mask)
+
+
+def test_norm_that_multiplies_its_weight_is_silenced(build: Build) -> None:
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight * 2, self.bias))
+
+    model = with_norm(Scaled(6))(build)
+    repaired = masked(model, Mask({"bn2": np.arange(6) < 2}), verify=(3, 8, 8))
+    assert not outputs(repaired, ["bn2"], (3, 8, 8))["bn2"][:, :2].any()
+
+
+MADE_HEARD = {
+    "instance_norm": ("conv2", "native_batch_norm behind it undoes any scale"),
+    "group_norm": ("conv2", "native_group_norm behind it undoes any scale"),
+    "norm_without_statistics": ("conv2", "native_batch_norm behind it undoes any scale"),
+    "layer_norm": ("conv2", "a LayerNorm behind it"),
+    "norm_on_the_logits": ("bn2", "it puts out the logits"),
+    "convolutions_with_norms_as_the_head": ("bn3", "it puts out the logits"),
+    "scaled_before_its_norm": ("conv2", "mul between it and bn2 changes its kernel"),
+}
+
+
+@pytest.mark.parametrize("name", MADE_HEARD)
+def test_masked_checks_itself_on_the_network(name: str, build: Build) -> None:
+    model = build(name)
+    layer, reason = MADE_HEARD[name]
+    channels = np.arange(dict(model.named_modules())[layer].weight.shape[0]) < 1
+    with pytest.raises(MaskError, match=f"layer '{layer}' cannot be silenced: {reason}"):
+        masked(model, Mask({"bn1": np.arange(4) < 2, layer: channels}), verify=(3, 8, 8))
+    masked(model, Mask({"bn1": np.arange(4) < 2}), verify=(3, 8, 8))
+
+
+def test_every_mask_that_is_selected_passes_the_check(case: Case, net: nn.Module) -> None:
+    scores = score(fuse(net, case.shape))
+    with untouched(net):
+        masked(net, select(scores, 0.0, layers=("fused", "diagonal", "conv")), verify=case.shape)
 
 
 @pytest.mark.parametrize(

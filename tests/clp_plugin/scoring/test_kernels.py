@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_nets import CASES, StandardizedConv
+from tiny_nets import CASES, StandardizedConv, randomize
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import prune
+from torchvision.ops import FrozenBatchNorm2d
 
 from clp_plugin.errors import PairingError
-from clp_plugin.scoring.kernels import batchnorm_gain, kernel
+from clp_plugin.scoring.kernels import batchnorm_gain, batchnorm_gamma, kernel
 
 CONVS = {
     "plain": lambda: nn.Conv2d(4, 6, (3, 2), stride=2),
@@ -93,6 +96,19 @@ def test_reading_a_kernel_changes_nothing_even_in_training_mode(name: str) -> No
     assert model.conv2.training
 
 
+class HalvedLinear(nn.Linear):
+    """Uses half of the weight that it stores."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight / 2, self.bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernel_of_a_linear_map_is_what_it_uses(bias: bool) -> None:
+    linear = HalvedLinear(4, 3, bias=bias)
+    assert torch.equal(kernel(linear), linear.weight / 2)
+
+
 def test_convolution_that_never_convolves_is_refused() -> None:
     class Pretender(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,6 +116,77 @@ def test_convolution_that_never_convolves_is_refused() -> None:
 
     with pytest.raises(PairingError, match="Pretender"):
         kernel(Pretender(3, 3, 1))
+
+
+class Double(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+
+def doubled(norm: nn.Module) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(norm, "weight", Double())
+    return norm
+
+
+class Scaled(nn.BatchNorm2d):
+    """Multiplies its weight in forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight * torch.linspace(-3, 2, len(self.weight), dtype=x.dtype)
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, False, 0.0, self.eps)
+
+
+class ScaledBehind(nn.BatchNorm2d):
+    """Multiplies what it puts out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 0.25
+
+
+class Activated(Scaled):
+    """Ends in an activation that saturates."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu6(super().forward(x))
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: nn.BatchNorm2d(5),
+    "weight scaled": lambda: Scaled(5),
+    "output scaled": lambda: ScaledBehind(5),
+    "frozen": lambda: FrozenBatchNorm2d(5),
+    "without affine parameters": lambda: nn.BatchNorm2d(5, affine=False),
+    "pruned": lambda: prune.l1_unstructured(nn.BatchNorm2d(5), "weight", 2),
+    "parametrized": lambda: doubled(nn.BatchNorm2d(5)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_gain_is_the_slope_that_the_module_shows(name: str) -> None:
+    norm = randomize(NORMS[name]()).eval()
+    zeros, ones = torch.zeros(1, 5, 1, 1), torch.ones(1, 5, 1, 1)
+    with torch.no_grad():
+        slope = (norm(ones) - norm(zeros)).flatten().abs().double()
+    torch.testing.assert_close(batchnorm_gain(norm), slope, rtol=1e-5, atol=1e-6)
+    one_over_std = batchnorm_gain(norm, with_gamma=False)
+    torch.testing.assert_close(batchnorm_gamma(norm) * one_over_std, batchnorm_gain(norm), rtol=1e-12, atol=1e-12)
+
+
+def test_gain_in_front_of_an_activation_is_that_of_the_batch_norm() -> None:
+    linear, activated = randomize(Scaled(5)).eval(), randomize(Activated(5)).eval()
+    torch.testing.assert_close(batchnorm_gain(activated), batchnorm_gain(linear))
+
+
+def test_batchnorm_that_is_no_linear_map_is_refused() -> None:
+    class Squares(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x**2
+
+    with pytest.raises(PairingError, match="Squares is a BatchNorm by its class but no fixed linear map"):
+        batchnorm_gain(Squares(2))
 
 
 def test_norm_gain_is_gamma_over_the_root_of_variance_plus_eps() -> None:
