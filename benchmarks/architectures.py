@@ -1,23 +1,33 @@
 """Check the fused view on real architectures and print the matrix of docs/architectures.md.
 
     python benchmarks/architectures.py [--only NAME ...] > docs/architectures.md
+    python benchmarks/architectures.py --scan [--only NAME ...] >> docs/architectures.md
 
 Every network is built with random weights, its layers are found, and ``clp_plugin.fusion.verification`` checks them on real
 tensors: the whole network's outputs with fused kernels in place of the pairs (float64), and which channels move when a filter
-changes.
+changes. With ``--scan`` every network is saved in two ways, scanned and repaired by ``bench scan``, and read back.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
+from clp_plugin.cli.app import app
+from clp_plugin.cli.console import run
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
 from clp_plugin.networks.architectures import build_model, default_input_shape
@@ -71,10 +81,68 @@ def check(spec: str) -> Row:
     return Row(spec, view.counts(), seconds, found.error, found.replaced, found.perturbed, found.passed)
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """One architecture's line of the list of what was saved and scanned."""
+
+    spec: str
+    layers: int
+    problem: str
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+    def __str__(self) -> str:
+        return f"| {self.spec} | {self.layers} | {'yes' if self.passed else f'**NO**: {self.problem}'} |"
+
+
+def scan(spec: str) -> Scanned:
+    """Save as people do and as safetensors does, scan and repair both, load the repaired one as a script would."""
+    torch.manual_seed(0)
+    model = build_model(spec, num_classes=10)
+    wanted = [layer.name for layer in fuse(model, default_input_shape(spec)).layers]
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            torch.save({"epoch": 3, "state_dict": nn.DataParallel(model).state_dict()}, folder / "in.pth.tar")
+            save_model(model, str(folder / "in.safetensors"))
+            for suffix in (".pth.tar", ".safetensors"):
+                found = _bench_scan(folder / f"in{suffix}", "--arch", spec, "--repair", folder / f"out{suffix}")
+                if found != wanted:
+                    return Scanned(spec, len(found), f"{suffix} has other layers than the network")
+            repaired = torch.load(folder / "out.pth.tar")["state_dict"]
+        nn.DataParallel(build_model(spec, num_classes=10)).load_state_dict(repaired)
+    except Exception as error:  # the matrix goes on to the next
+        return Scanned(spec, len(wanted), " ".join(str(error).split()))
+    return Scanned(spec, len(wanted), "")
+
+
+def _bench_scan(*arguments: object) -> list[str]:
+    """The names of the layers that ``bench scan --json`` lists."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(app, ["scan", *map(str, arguments), "--json"])
+    if code:
+        raise RuntimeError(err.getvalue())
+    return [layer["name"] for layer in json.loads(out.getvalue())["layers"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=SPECS)
-    specs = parser.parse_args().only
+    parser.add_argument("--scan", action="store_true", help="save and scan, instead of checking the layers")
+    given = parser.parse_args()
+    if given.scan:
+        print("\n## Saved and scanned\n")
+        print(
+            "Printed by `python benchmarks/architectures.py --scan`: saved in `{epoch, state_dict}` with DataParallel's prefix,"
+        )
+        print("and by safetensors; scanned and repaired by `bench scan`; the first read back by `load_state_dict`.\n")
+        print("| architecture | layers | passed |")
+        print("|---|---|---|")
+        print_rows(given.only, scan)
+        return
     print("# Architectures\n")
     print("Printed by `python benchmarks/architectures.py`. Networks with random weights, at their usual input size.")
     print(
@@ -86,10 +154,15 @@ def main() -> None:
     print("channels that the view names had to move. *Seconds*: to find the layers.\n")
     print("| architecture | fused | diagonal | conv | head | seconds | replaced | error | perturbed | passed |")
     print("|---|---|---|---|---|---|---|---|---|---|")
+    print_rows(given.only, check)
+
+
+def print_rows(specs: Sequence[str], make: Callable[[str], Row | Scanned]) -> None:
+    """One row an architecture as soon as it is known, then the count."""
     failed = []
     for position, spec in enumerate(specs, start=1):
         print(f"{position}/{len(specs)} {spec}", file=sys.stderr, flush=True)
-        row = check(spec)
+        row = make(spec)
         print(row, flush=True)
         failed += [] if row.passed else [spec]
     print(f"\n{len(specs) - len(failed)} of {len(specs)} passed{': failed ' + ', '.join(failed) if failed else ''}.")
