@@ -112,7 +112,7 @@ def scan(spec: str) -> Scanned:
                 if found != wanted:
                     return Scanned(spec, len(found), f"{suffix} has other layers than the network")
             repaired = torch.load(folder / "out.pth.tar")["state_dict"]
-        nn.DataParallel(build_model(spec, num_classes=10)).load_state_dict(repaired)
+        nn.DataParallel(model).load_state_dict(repaired)
     except Exception as error:  # the matrix goes on to the next
         return Scanned(spec, len(wanted), " ".join(str(error).split()))
     return Scanned(spec, len(wanted), "")
