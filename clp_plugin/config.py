@@ -16,6 +16,7 @@ from clp_plugin.files.reading import read_yaml
 APP = "clp-plugin"
 CONFIG_VARIABLE = "CLP_PLUGIN_CONFIG"
 DATA_VARIABLE = "CLP_PLUGIN_DATA"
+_OWN_CODE = "own_code"
 
 
 class ToolboxSettings(BaseModel):
@@ -82,3 +83,13 @@ def remember_toolbox(name: str, root: Path) -> Path:
     plain = settings.model_copy(update={"toolboxes": toolboxes}).model_dump(mode="json")
     write_text_atomically(config_file(), yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
     return config_file()
+
+
+def remember_own_code(sha256: str, path: Path) -> None:
+    """Note that the user of this machine has named a Python file to be run, by the hash of its content."""
+    write_text_atomically(data_folder() / _OWN_CODE / sha256, f"{path}\n")
+
+
+def is_own_code(sha256: str) -> bool:
+    """Whether the user of this machine has named a Python file of that content before."""
+    return (data_folder() / _OWN_CODE / sha256).is_file()

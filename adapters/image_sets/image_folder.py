@@ -60,13 +60,13 @@ def list_tree(path: Path) -> ImageTree:
             f"{path}: expected the folders train/<class>/ and test/<class>/ (or val/<class>/) with images, "
             f"found {listing(path)}"
         )
-    classes = _subfolders(path / "train")
+    classes = subfolders(path / "train")
     if not classes:
         raise RecordError(f"{path / 'train'}: expected one folder a class, found {listing(path / 'train')}")
     present = [path / name for name in TEST_FOLDERS if (path / name).is_dir()]
-    fitting = [folder for folder in present if _subfolders(folder) == classes]
+    fitting = [folder for folder in present if subfolders(folder) == classes]
     if not fitting:
-        found = _subfolders(present[0])
+        found = subfolders(present[0])
         raise RecordError(
             f"{present[0]}: expected the same {len(classes)} class folders as in train/; "
             f"missing: {_few(sorted(set(classes) - set(found)))}; unknown: {_few(sorted(set(found) - set(classes)))}"
@@ -116,7 +116,7 @@ def list_classes(split: Path, classes: list[str]) -> FileList:
     labels: list[int] = []
     for label, name in enumerate(classes):
         folder = split / name
-        members = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        members = images_below(folder)
         if not members:
             raise RecordError(
                 f"{folder}: class {name!r} has no image; expected files ending in {', '.join(sorted(SUFFIXES))}, "
@@ -127,7 +127,13 @@ def list_classes(split: Path, classes: list[str]) -> FileList:
     return FileList(tuple(files), np.asarray(labels, dtype=np.int64))
 
 
-def _subfolders(path: Path) -> list[str]:
+def images_below(folder: Path) -> list[Path]:
+    """The images of a folder at any depth, sorted."""
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+
+
+def subfolders(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out."""
     return sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 

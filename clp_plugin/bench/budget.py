@@ -56,7 +56,8 @@ def draw_budget(
     available = record.benign if kind == "benign" else record.poisoned_training
     if available is None or not len(available):
         raise ConfigError(
-            f"{method} needs {_KINDS[kind]}, and {record.provenance.path} holds none; choose another defense"
+            f"{method} needs {_KINDS[kind]}, and {record.provenance.path} holds none; choose another defense "
+            "or a record with some (`bench record --n-benign`)"
         )
     if n is not None and not 2 <= n <= len(available):
         raise ConfigError(

@@ -15,6 +15,7 @@ from clp_plugin.cli.requests import (
     CorrelateRequest,
     DefendRequest,
     MatrixRequest,
+    RecordRequest,
     ScanRequest,
     SweepRequest,
 )
@@ -73,6 +74,15 @@ def attack(request: AttackRequest, *, typed: frozenset[str], as_json: bool) -> N
 
         refuse(typed, "root", "time_limit", "fast_cpu", where="without --toolbox")
         run_attack_command(request, as_json=as_json)
+
+
+@app.command()
+@takes(RecordRequest)
+def record(request: RecordRequest, *, typed: frozenset[str], as_json: bool) -> None:
+    """Make a record of your own network, images and trigger, and say at once whether the attack fires."""
+    from clp_plugin.cli.commands.record import record_parts
+
+    record_parts(request, as_json=as_json)
 
 
 @app.command()

@@ -38,6 +38,17 @@ Scale = Annotated[
 ProtocolChoice = Annotated[
     ProtocolName, typer.Option("--protocol", help="oracle: choose thresholds by the test set, as toolboxes do; marked.")
 ]
+Arch = Annotated[
+    str | None, typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")
+]
+ArchOptions = Annotated[
+    list[str], typer.Option(help="NAME=VALUE, again and again: of the architecture, such as depth=16.")
+]
+Key = Annotated[
+    str | None, typer.Option(help="Dotted path to the weights within the checkpoint. Default: the likeliest that fit.")
+]
+Strict = Annotated[bool, typer.Option(help="Take the stored keys as they are; adapt nothing.")]
+NumClasses = Annotated[int | None, typer.Option(help="Default: read off the checkpoint.")]
 OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 U = Annotated[float | None, typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]
 Score = Annotated[

@@ -14,13 +14,17 @@ import typer
 
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.options import (
+    Arch,
+    ArchOptions,
     Device,
     FastCpu,
     Given,
     Implementation,
+    Key,
     Layers,
     Norm,
     NormName,
+    NumClasses,
     OutFolder,
     Parity,
     ProtocolChoice,
@@ -30,6 +34,7 @@ from clp_plugin.cli.options import (
     Scale,
     Score,
     ScoreName,
+    Strict,
     TimeLimit,
     Toolbox,
     Trust,
@@ -93,22 +98,49 @@ class AttackRequest:
 
 
 @dataclass(frozen=True)
+class RecordRequest:
+    """What ``bench record`` is asked for."""
+
+    checkpoint: Annotated[Path, typer.Option(help="A file or folder of weights.")]
+    images: Annotated[
+        Path, typer.Option(help="Class folders, a folder with a CSV, an .npz (x, y), an .npy, or CIFAR's batches.")
+    ]
+    target: Annotated[str, typer.Option(help="What the attacker wants: a class number, `all`, or `all+2`.")]
+    out: Annotated[Path, typer.Option(help="Folder of the new record.")]
+    trigger: Annotated[Path | None, typer.Option(help="A picture or an .npy that is put on the images.")] = None
+    trigger_mask: Annotated[Path | None, typer.Option(help="How much of the image the trigger covers.")] = None
+    at: Annotated[str | None, typer.Option(help="Where: a corner such as bottom-right, or X,Y.")] = None
+    blend: Annotated[float | None, typer.Option(help="Mix the trigger in, with this share of it.")] = None
+    add: Annotated[bool, typer.Option(help="Add the trigger to the image.")] = False
+    triggered: Annotated[Path | None, typer.Option(help="Images that carry the trigger already.")] = None
+    arch: Arch = None
+    arch_option: ArchOptions = field(default_factory=list)
+    key: Key = None
+    strict: Strict = False
+    num_classes: NumClasses = None
+    input_size: Annotated[str | None, typer.Option(help="C,H,W. Default: that of the images.")] = None
+    labels: Annotated[Path | None, typer.Option(help="Labels of the images: a CSV or an .npy.")] = None
+    mean: Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 0.")] = None
+    std: Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 1.")] = None
+    n_test: Annotated[int | None, typer.Option(help="Test on so many images. Default: all that are left.")] = None
+    n_benign: Annotated[int, typer.Option(help="Keep so many images for defenses that need some.")] = 0
+    copy: Annotated[bool, typer.Option(help="Keep copies of all parts in the record.")] = False
+    seed: Annotated[int, typer.Option(help="Of the draw of test and benign images.")] = 0
+    device: Device = "auto"
+    force: Annotated[bool, typer.Option(help="Replace another record and all below it.")] = False
+    trust: Trust = False
+
+
+@dataclass(frozen=True)
 class ScanRequest:
     """What ``bench scan`` is asked for."""
 
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder of weights, or a record's folder.")]
-    arch: Annotated[
-        str | None, typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")
-    ] = None
-    arch_option: Annotated[
-        list[str], typer.Option(help="NAME=VALUE, again and again: of the architecture, such as depth=16.")
-    ] = field(default_factory=list)
-    key: Annotated[
-        str | None,
-        typer.Option(help="Dotted path to the weights within the checkpoint. Default: the likeliest that fit."),
-    ] = None
-    strict: Annotated[bool, typer.Option(help="Take the stored keys as they are; adapt nothing.")] = False
-    num_classes: Annotated[int | None, typer.Option(help="Default: read off the checkpoint.")] = None
+    arch: Arch = None
+    arch_option: ArchOptions = field(default_factory=list)
+    key: Key = None
+    strict: Strict = False
+    num_classes: NumClasses = None
     input_size: Annotated[str | None, typer.Option(help="C,H,W. Default: the architecture's usual one.")] = None
     u: U = None
     score: Score = "paper"

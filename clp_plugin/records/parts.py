@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clp_plugin.errors import ConfigError, RecordError
-from clp_plugin.images import PickedImages, Pixels, PixelSource, normalize
+from clp_plugin.images import PickedImages, Pixels, PixelSource
 from clp_plugin.types import Ints, Provenance, Record, TargetRule, TriggeredSet
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def record_from(
     if min(scale[1]) <= 0:
         raise ConfigError(f"std: expected positive numbers, found {scale[1]}")
     model = model.eval()
-    rule = TargetRule.parse(str(target), num_classes or _width(model, pixels[chosen[0][:1]], scale))
+    rule = TargetRule.parse(str(target), num_classes or classes_of(model, shape))
     if not (labels.min() >= 0 and labels.max() < rule.num_classes):
         raise RecordError(f"labels: expected 0 to {rule.num_classes - 1}, found {labels.min()} to {labels.max()}")
     clean, budget = (PickedImages(pixels, labels[part], *scale, part) for part in chosen)
@@ -101,6 +101,27 @@ def record_from(
         benign=budget,
         provenance=replace(origin, mean=scale[0], std=scale[1]),
     )
+
+
+def classes_of(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """How many classes a network tells apart, by what it returns for one black image ``(C, H, W)``.
+
+    Raises:
+        RecordError: If the network does not take such an image.
+    """
+    import torch
+
+    from clp_plugin.networks.outputs import logits_of
+
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    try:
+        with torch.inference_mode():
+            return int(logits_of(model(torch.zeros((1, *shape), dtype=dtype))).shape[1])
+    except Exception as error:  # a network's own code may fail in any way
+        raise RecordError(
+            f"the network does not take images of {shape}: {type(error).__name__}: {' '.join(str(error).split())}; are size "
+            "and channels those that it was trained with?"
+        ) from error
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -174,13 +195,3 @@ def _scale(given: Sequence[float] | None, usual: float, channels: int) -> tuple[
     if len(values) not in (1, channels) or not np.isfinite(values).all():
         raise ConfigError(f"mean and std: expected 1 or {channels} finite numbers, found {values}")
     return values * channels if len(values) == 1 else values
-
-
-def _width(model: nn.Module, image: Pixels, scale: tuple[tuple[float, ...], tuple[float, ...]]) -> int:
-    """How many classes a model tells apart."""
-    import torch
-
-    from clp_plugin.networks.outputs import logits_of
-
-    with torch.inference_mode():
-        return int(logits_of(model(normalize(image, *scale))).shape[1])

@@ -1,0 +1,256 @@
+"""Make a record from parts: find out what nobody said, hash what is used, and write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_plugin.config import remember_own_code
+from clp_plugin.errors import ConfigError
+from clp_plugin.files.atomic import staged_folder
+from clp_plugin.networks.guessing import input_channels
+from clp_plugin.networks.loading import LoadedNetwork, load_network
+from clp_plugin.records.parts import classes_of
+from clp_plugin.store.outcomes import versions
+from clp_plugin.types import Ints
+
+from ..image_sets.stored_images import LabelledImages, read_labelled
+from .copies import copied
+from .description import (
+    DESCRIPTION,
+    Description,
+    NetworkParts,
+    Part,
+    TriggerKind,
+    TriggerParts,
+    hash_of,
+    read_description,
+    write_description,
+)
+from .pictures import pair, read_trigger
+from .record import PartsAdapter
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PartsRequest:
+    """What a record is to be made of.
+
+    Attributes:
+        checkpoint: The file of weights.
+        images: Clean images, as :func:`~clp_plugin.adapters.image_sets.stored_images.read_labelled` takes them.
+        target: A class number, ``all`` or ``all+SHIFT``.
+        trigger: The picture of the trigger; None with ``triggered``.
+        trigger_mask: How much of it covers.
+        at: Name of a corner, or ``"X,Y"``.
+        blend: Share of the picture in a blend; None for a patch.
+        add: Whether the picture is added.
+        triggered: Images that carry the trigger already.
+        arch: The architecture; None for a whole pickled network.
+        arch_options: What the architecture is built with.
+        key: Dotted path to the weights within the file.
+        strict: Take the stored keys as they are.
+        num_classes: Read off the weights if None.
+        labels: File of the images' labels, where it is one of its own.
+        input_shape: ``(C, H, W)``; that of the images if None, or the network's usual one where they differ in size.
+        mean: Per channel, on the [0, 1] scale; 0 if None.
+        std: Per channel, on the [0, 1] scale; 1 if None.
+        n_test: How many test images; None for all that are left.
+        n_benign: How many images a defense may see.
+        seed: Seed by which test and benign images are drawn.
+        copy: Keep copies of all parts in the record.
+        trust: Allow pickles that run code.
+    """
+
+    checkpoint: Path
+    images: Path
+    target: str
+    trigger: Path | None = None
+    trigger_mask: Path | None = None
+    at: str | None = None
+    blend: float | None = None
+    add: bool = False
+    triggered: Path | None = None
+    arch: str | None = None
+    arch_options: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    strict: bool = False
+    num_classes: int | None = None
+    labels: Path | None = None
+    input_shape: Shape | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    n_test: int | None = None
+    n_benign: int = 0
+    seed: int = 0
+    copy: bool = False
+    trust: bool = False
+
+
+def make_record(request: PartsRequest, out: Path, *, force: bool = False) -> LoadedNetwork:
+    """Write a record that :class:`~clp_plugin.adapters.parts.record.PartsAdapter` opens.
+
+    Args:
+        request: What it is made of.
+        out: The record's folder.
+        force: Replace another record, with all that was stored below it.
+
+    Returns:
+        The network, with what was taken, adapted and guessed.
+
+    Raises:
+        ConfigError: If options contradict each other, or ``out`` holds something else.
+        RecordError: If images or triggers cannot be read, or do not fit each other.
+        CheckpointError: If the weights cannot be read safely or do not fit.
+    """
+    kind = _trigger_kind(request)
+    images = read_labelled(request.images, request.labels)
+    network, shape = _network(request, images)
+    description = _describe(request, kind, images, network, shape)
+    if description.network.code is not None:
+        remember_own_code(description.network.code.sha256, description.network.code.below(out))
+    if _stands(out, description, force=force):
+        return network
+    with staged_folder(out) as place:
+        write_description(place, copied(place, description, images) if request.copy else description)
+        PartsAdapter().open(place, trust=request.trust)  # nothing is stored that does not open
+    return network
+
+
+def draw(count: int, *, n_test: int | None, n_benign: int, seed: int) -> tuple[Ints, Ints]:
+    """Sorted positions of test and of benign images among ``count``; no image is both.
+
+    Raises:
+        ConfigError: If there are not so many.
+    """
+    wanted = count - n_benign if n_test is None else n_test
+    if n_benign < 0 or wanted < 1 or wanted + n_benign > count:
+        raise ConfigError(
+            f"{count} images cannot give {wanted} for test (--n-test) and {n_benign} for the benign budget (--n-benign); "
+            "give at least 1 for test, and no more together than there are"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[n_benign : n_benign + wanted]), np.sort(order[:n_benign])
+
+
+def _trigger_kind(request: PartsRequest) -> TriggerKind:
+    if (request.trigger is None) == (request.triggered is None):
+        raise ConfigError(
+            "expected one of --trigger (a picture that is put on the images) and --triggered (images that carry it already)"
+        )
+    if request.triggered is not None:
+        if request.trigger_mask or request.at or request.blend is not None or request.add:
+            raise ConfigError(
+                "--trigger-mask, --at, --blend and --add put on a --trigger; leave them out with --triggered"
+            )
+        return "triggered"
+    if request.add and request.blend is not None:
+        raise ConfigError("--add and --blend exclude each other: a pattern is added to the image, or mixed with it")
+    return "addition" if request.add else "patch" if request.blend is None else "blend"
+
+
+def _network(request: PartsRequest, images: LabelledImages) -> tuple[LoadedNetwork, Shape]:
+    """The network, and the shape of the images as it takes them."""
+    sizes = images.images.sizes() if request.input_shape is None else set()
+    held = images.images.pixels
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    shape = request.input_shape or (None if size is None else (3 if held is None else held.shape[1], *size))
+    network = load_network(
+        request.checkpoint,
+        arch=request.arch,
+        key=request.key,
+        options=request.arch_options,
+        num_classes=request.num_classes,
+        input_shape=shape,
+        trust=request.trust,
+        strict=request.strict,
+    )
+    if request.input_shape is None and held is None and size is not None:
+        return network, (input_channels(network.model) or 3, *size)
+    return network, network.input_shape
+
+
+def _describe(
+    request: PartsRequest, kind: TriggerKind, images: LabelledImages, network: LoadedNetwork, shape: Shape
+) -> Description:
+    test, benign = draw(len(images.labels), n_test=request.n_test, n_benign=request.n_benign, seed=request.seed)
+    code, name = _code(request.arch)
+    channels = shape[0]
+    return Description(
+        network=NetworkParts(
+            checkpoint=_file(request.checkpoint),
+            architecture=name,
+            num_classes=classes_of(network.model, shape),
+            code=code,
+            options=dict(request.arch_options),
+            key=request.key,
+            strict=request.strict,
+        ),
+        images=Part(_absolute(request.images), images.digest(np.concatenate([test, benign]))),
+        labels=None if request.labels is None else _file(request.labels),
+        trigger=_trigger(request, kind, images, shape),
+        target=request.target,
+        input_shape=shape,
+        mean=_whole_length(request.mean, 0.0, channels),
+        std=_whole_length(request.std, 1.0, channels),
+        test=tuple(test.tolist()),
+        benign=tuple(benign.tolist()),
+        seed=request.seed,
+        versions=versions(),
+    )
+
+
+def _trigger(request: PartsRequest, kind: TriggerKind, images: LabelledImages, shape: Shape) -> TriggerParts:
+    """What the trigger is made of, once it has been put together without complaint."""
+    if request.triggered is not None:
+        _, stored = pair(images, request.triggered, shape)
+        digest = stored.digest(np.arange(len(stored)))
+        return TriggerParts(kind, Part(_absolute(request.triggered), digest))
+    picture = request.trigger or Path()
+    mask = None if request.trigger_mask is None else _file(request.trigger_mask)
+    parts = TriggerParts(kind, _file(picture), mask, request.at, request.blend)
+    read_trigger(parts, Path(), shape)
+    return parts
+
+
+def _whole_length(given: tuple[float, ...] | None, usual: float, channels: int) -> tuple[float, ...]:
+    return (usual,) * channels if given is None else given * channels if len(given) == 1 else given
+
+
+def _code(arch: str | None) -> tuple[Part | None, str | None]:
+    """The user's own file that builds the network, if it is one, and the architecture's name."""
+    source, _, name = (arch or "").rpartition(":")
+    return (_file(Path(source)), name) if source.endswith(".py") else (None, arch)
+
+
+def _file(path: Path) -> Part:
+    return Part(_absolute(path), hash_of(path))
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _stands(out: Path, description: Description, *, force: bool) -> bool:
+    """Whether the same record stands there already.
+
+    Raises:
+        ConfigError: If something else does, and must stay.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    if not (out / DESCRIPTION).is_file():
+        raise ConfigError(f"{out} holds files that `bench record` did not write; choose another folder with --out")
+    earlier = replace(read_description(out), versions=description.versions)
+    if earlier.to_json() == description.to_json():
+        return True
+    if not force:
+        raise ConfigError(
+            f"{out} holds another record; give --force to replace it with all that is stored below it, or another --out"
+        )
+    return False
