@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clp_plugin.files.checkpoints import write_atomically
@@ -51,12 +53,15 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         ConfigError: If the folder cannot be written.
     """
     undated: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar sign in a record's name is no formula
     written = []
     for kind, metadata in undated.items():
         path = stem.with_name(f"{stem.name}.{kind}")
 
         def draw(file: BinaryIO, kind: str = kind, metadata: dict[str, Any] = metadata) -> None:
-            figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+            with rc_context({"text.parse_math": False}):  # ticks make their texts while they are drawn
+                figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
 
         write_atomically(path, draw)
         written.append(path)

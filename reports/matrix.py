@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.text import printable
 
 from ._style import SMALL, new_figure
 from .ranking import REMOVED_ACC_DROP, REMOVED_ASR, TOOK, has_backdoor
-from .tables import method_labels
+from .tables import markdown_text, method_labels
 
 _REMOVED_TITLE = (
     f"Of the records on which the attack took (ASR at least {100 * TOOK:g} points above base), those on which ASR falls to "
@@ -65,7 +66,8 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
         )
     failed = frame[frame["status"] == "failed"]
     failed = failed.assign(label=method_labels(failed))
-    parts += [f"\nFailed: {row.label} on {Path(str(row.record)).name}: {row.error}\n" for row in failed.itertuples()]
+    told_by_failures = (f"{row.label} on {Path(str(row.record)).name}: {row.error}" for row in failed.itertuples())
+    parts += [f"\nFailed: {printable(line)}\n" for line in told_by_failures]
     return "".join(parts)
 
 
@@ -167,4 +169,4 @@ def _table(cells: pd.DataFrame, first: str = "attack") -> str:
     heads = [first, *map(str, cells.columns)]
     lines = [heads, ["---", *["--:"] * len(cells.columns)]]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy().tolist(), strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)

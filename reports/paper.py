@@ -14,6 +14,7 @@ from clp_plugin.errors import ConfigError
 
 from ._style import BLUE, GREEN, RED, SMALL, new_figure, plain_axes
 from .ranking import per_record
+from .tables import markdown_text
 
 Row = Literal["attack", "poison_rate", "architecture", "dataset"]
 AVERAGE, DROP = "Average", "Drop"
@@ -99,7 +100,7 @@ def table_markdown(table: pd.DataFrame) -> str:
     for row, values in table.iterrows():
         best = {name: _best(values, name, best == "max", row) for _, name, best in _SHOWN}
         lines.append([str(row), *(_pair(values[label], best, bold=label != "before") for label in labels)])
-    return "".join(f"| {' | '.join(_markdown(cell) for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(markdown_text(cell) for cell in line)} |\n" for line in lines)
 
 
 def sweeps_figure(
@@ -172,10 +173,6 @@ def _pair(values: pd.Series[float], best: Mapping[str, float], *, bold: bool) ->
         text = "–" if math.isnan(values[name]) else f"{values[name]:.1f}"
         cells.append(f"**{text}**" if bold and values[name] == best[name] else text)
     return " / ".join(cells)
-
-
-def _markdown(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
 
 
 def _number(value: Any) -> float:

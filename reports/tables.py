@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.text import printable
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
@@ -86,7 +87,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: If the file cannot be written.
     """
-    frame = pd.DataFrame([dict(row) for row in rows])
+    frame = pd.DataFrame([{name: _no_formula(value) for name, value in row.items()} for row in rows])
     write_atomically(path, lambda file: frame.to_csv(file, index=False, lineterminator="\n", errors="backslashreplace"))
 
 
@@ -101,4 +102,14 @@ def _cell(column: str, value: Any) -> str:
         return f"{100 * float(value):.1f}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return markdown_text(value)
+
+
+def markdown_text(value: object) -> str:
+    """Text for a cell of a Markdown table: one line, no bar that would end the cell, no tag."""
+    return printable(str(value).replace("\n", " ")).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _no_formula(value: Any) -> Any:
+    """A spreadsheet takes text that begins so for a formula, and runs it; with an apostrophe before it, it stays text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

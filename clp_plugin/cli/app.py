@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clp_plugin.cli.options import AsJson, Device, Listed, Registry, Root, Toolbox, refuse, takes
+from clp_plugin.cli.options import MAX_SEED, AsJson, Device, Listed, Registry, Root, Toolbox, refuse, takes
 from clp_plugin.cli.requests import (
     AttackRequest,
     CorrelateRequest,
@@ -33,7 +33,7 @@ app = typer.Typer(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the record and the figures.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of images, trigger and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of images, trigger and training.")] = 0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -158,9 +158,10 @@ app.add_typer(toolbox_app, name="toolbox")
 
 def main() -> None:
     """Entry point of ``bench``."""
-    from clp_plugin.cli.console import run
+    from clp_plugin.cli.console import prepare_streams, run
     from clp_plugin.networks.memory import keep_freed_memory
 
+    prepare_streams()
     keep_freed_memory()
     # As Ctrl-C does: what runs in child processes is stopped, and nothing temporary stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

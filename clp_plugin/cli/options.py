@@ -19,6 +19,7 @@ NormName = Literal["reshaped", "exact"]
 ScaleName = Literal["paper", "small"]
 ProtocolName = Literal["defender", "oracle"]
 Implementation = Literal["own", "toolbox"]
+MAX_SEED = 2**32 - 1  # what numpy's and torch's generators both take
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]

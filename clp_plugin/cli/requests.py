@@ -14,6 +14,7 @@ import typer
 
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.options import (
+    MAX_SEED,
     Arch,
     ArchOptions,
     Device,
@@ -78,7 +79,7 @@ class AttackRequest:
     option: Given = field(default_factory=list)
     time_limit: TimeLimit = None
     fast_cpu: FastCpu = False
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0
     device: Device = "auto"
     force: Annotated[bool, typer.Option(help="Replace an existing record.")] = False
     registry: Registry = None
@@ -195,7 +196,7 @@ class DefendRequest:
     reuse: Annotated[bool, typer.Option(help="--impl toolbox: measure the result that is there.")] = False
     time_limit: TimeLimit = None
     fast_cpu: FastCpu = False
-    seed: Annotated[int, typer.Option(help="Of the defense.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the defense.")] = 0
     device: Device = "auto"
     out: OutFolder = None
     force: Annotated[bool, typer.Option(help="Replace another result.")] = False

@@ -15,8 +15,8 @@ FOLDERS = {"clp_plugin": "clp_plugin", "adapters": "clp_plugin.adapters", "repor
 pytestmark = pytest.mark.skipif(not (ROOT / "adapters").is_dir(), reason="needs the checkout")
 
 # Inside the core, everything that draws or reads results must stay importable without torch.
-FOR_REPORTS = {"types", "selection", "errors", "store", "files", "reports"}
-FOR_ADAPTERS = {"types", "errors", "images", "config", "records", "files", "networks", "store", "adapters"}
+FOR_REPORTS = {"text", "types", "selection", "errors", "store", "files", "reports"}
+FOR_ADAPTERS = {"text", "types", "errors", "images", "config", "records", "files", "networks", "store", "adapters"}
 # Programs of the child process in which a toolbox's scripts run: they exist to change that process.
 CHILD = {
     "clp_plugin.adapters.backdoorbench.launcher",
@@ -25,7 +25,7 @@ CHILD = {
 ENDPOINTS = {"cli"}  # the only room that talks to people, adapters and reports
 # Each room may use those of the lines above it, and none below: the floors of the house.
 FLOORS = (
-    {"errors", "types", "imports", "files"},
+    {"errors", "text", "types", "imports", "files"},
     {"config", "images", "registry", "networks"},
     {"records", "fusion", "selection"},
     {"scoring", "masking", "store"},
@@ -48,6 +48,7 @@ LIGHT = {
     "records.adapter",
     "store.layout",
     "store.outcomes",
+    "text",
     "types",
     "files.atomic",
     "files.locks",

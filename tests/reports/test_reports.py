@@ -216,3 +216,8 @@ def test_reports_need_no_torch_and_keep_no_pyplot_state() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path: Path) -> None:
+    figure = sweep_figure(ROWS, title=r"runs/$\\frac{a$")
+    assert len(save_figure(figure, tmp_path / "sweep")) == 2
