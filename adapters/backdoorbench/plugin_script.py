@@ -45,8 +45,8 @@ def _defend(argv: Sequence[str], root: Path) -> None:
     defend_record(
         DefendRequest(
             record=Path(given.result_file), method=method, u=u, parity=bool(settings.get("parity")), toolbox=_TOOLBOX,
-            root=root, sweep=_range(settings), seed=int(settings["random_seed"]), device=str(settings["device"]),
-            force=given.force,
+            root=root, sweep=_range(settings) if method == "clp" else None, seed=int(settings["random_seed"]),
+            device=str(settings["device"]), force=given.force,
         ),
         as_json=False,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
     """Reads ``record/NAME`` folders."""
 
     looks_for = f"{FILE} or {INFO}"
+    _opened: _Opened | None = None
 
     def sniff(self, path: Path) -> bool:
         return any((path / name).is_file() for name in _MARKS)
@@ -47,7 +49,9 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
             RecordError: If the record is incomplete or inconsistent, or its images cannot be found.
             CheckpointError: If its weights cannot be read safely or do not fit.
         """
+        stamp = _stamp(path)
         result = read_attack_result(path, trust=trust)
+        self._opened = _Opened(path, stamp, replace(result, state_dict={}))
         facts = facts_of(result.dataset, path / FILE)
         where = f"{path / FILE} as {result.model_name}"
         model = load(result.model_name, result.num_classes, result.state_dict, where=where)
@@ -72,12 +76,36 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
             provenance=_provenance(path, result, facts),
         )
 
+    def attack_facts(self, path: Path, *, trust: bool = False) -> AttackResult:
+        """What the attack stored but for the weights; of the record that was opened last nothing is read again."""
+        last = self._opened
+        if last is not None and (last.folder, last.stamp) == (path, _stamp(path)):
+            return last.facts
+        return read_attack_result(path, trust=trust)
+
     def records(self, root: Path) -> Iterator[RecordListing]:
         for path in sorted(child for child in root.glob("[!.]*") if child.is_dir() and self.sniff(child)):
             if (path / FILE).is_file():
                 yield RecordListing(path, _summary(path), complete=True)
             else:
                 yield RecordListing(path, why_incomplete(path), complete=False)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What was read last, and the time and size of the file that it was read from."""
+
+    folder: Path
+    stamp: tuple[int, int]
+    facts: AttackResult
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = (path / FILE).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _triggered(result: AttackResult, facts: DatasetFacts, clean: ImageSet, root: Path) -> TriggeredSet:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
 from clp_plugin.files.locks import claimed
@@ -28,7 +29,6 @@ from ..driving import checkout
 from ..driving.process import Script, run_script
 from ..driving.workspace import move_in
 from . import attacks, registration, state, toolbox_facts
-from .attack_result import read_attack_result
 from .datasets import find_data_root
 from .defenses import DEFENSES, budget_of, defense_named, plan
 from .export import export_defense
@@ -88,7 +88,7 @@ class BackdoorBench(
         defense = defense_named(method)
         target = record / "defense" / defense.folder
         _require_free(target, force=request.force)
-        result = read_attack_result(record, trust=request.trust)
+        result = self.attack_facts(record, trust=request.trust)
         data = find_data_root(result, checkout=found.root)
         request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
         log = attacks.log_file(record, method)
@@ -103,14 +103,14 @@ class BackdoorBench(
             script = Script(defense.script, planned.arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
-            _require_usable(produced, planned.options, script.path, trust=request.trust)
+            model = _usable(produced, planned.options, script.path, trust=request.trust)
             shutil.move(log, produced / attacks.RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
-        return replace(
-            self._read(record, method, planned.options, planned.budget, trust=request.trust),
-            seconds=seconds, log=target / attacks.RUN_LOG, commit=checkout.commit_of(found.root),
+        return ToolboxResult(
+            model, target, read_reported(target, method), seconds, planned.budget, defense.oracle, planned.options,
+            log=target / attacks.RUN_LOG, commit=checkout.commit_of(found.root),
         )  # fmt: skip
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
@@ -120,24 +120,18 @@ class BackdoorBench(
             RecordError: If there is none, or it cannot be used.
         """
         defense = DEFENSES.get(method)
-        return self._read(record, method, {}, "unknown" if defense is None else budget_of(defense, {}))
-
-    def _read(
-        self, record: Path, method: str, settings: Mapping[str, Any], budget: str, *, trust: bool = False
-    ) -> ToolboxResult:
-        defense = DEFENSES.get(method)
         folder = record / "defense" / (defense.folder if defense else method)
         if not (folder / RESULT).is_file():
             there = sorted(item.parent.name for item in (record / "defense").glob(f"[!.]*/{RESULT}"))
             raise RecordError(f"{folder}: no {RESULT}; results there are: {', '.join(there) or 'none'}")
         return ToolboxResult(
-            model=read_model(folder, options=settings, trust=trust),
+            model=read_model(folder, options={}),
             folder=folder,
             reported=read_reported(folder, method),
             seconds=0.0,
-            budget=budget,
+            budget=budget_of(defense, {}) if defense else "unknown",
             oracle=defense.oracle if defense else "",
-            options=dict(settings),
+            options={},
         )
 
     def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
@@ -159,9 +153,9 @@ def _require_free(target: Path, *, force: bool) -> None:
         )
 
 
-def _require_usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> None:
-    """What cannot be used must not replace what is there."""
+def _usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> nn.Module:
+    """The repaired network; what cannot be used must not replace what is there."""
     try:
-        read_model(produced, options=options, trust=trust)
+        return read_model(produced, options=options, trust=trust)
     except (CheckpointError, RecordError) as error:
         raise ToolboxError(f"{script} ended well, but left nothing that can be used: {error}") from error

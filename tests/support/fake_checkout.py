@@ -53,7 +53,7 @@ image = os.path.join("./record", NAME, "bd_test_dataset", "2", "0.png")
 save_path = "record/" + args.result_file + "/defense/" + METHOD
 os.makedirs(save_path + "/log")
 seen = {
-    "argv": sys.argv, "args": vars(args), "data": os.listdir(data), "image": open(image).read(),
+    "argv": sys.argv, "args": vars(args), "data": os.listdir(data), "image": open(image, errors="replace").read(),
     "cwd": os.getcwd(), "pid": os.getpid(),
     "weights": os.path.getsize(pt), "yaml": open(args.yaml_path).read(), "flags": FLAGS,
     "earlier": os.listdir(save_path + "/.."), "beside": os.listdir(".."), "home": os.listdir("."),

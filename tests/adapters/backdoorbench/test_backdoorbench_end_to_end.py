@@ -71,7 +71,7 @@ def test_the_registered_script_does_the_same_in_the_toolboxs_habit(tree: Tree) -
 def test_parity_goes_to_a_folder_of_its_own_and_compare_shows_both(tree: Tree, tmp_path: Path) -> None:
     common = ("--toolbox", "backdoorbench", "--root", tree.root)
     for more in ((), ("--parity",)):
-        assert bench("defend", "--record", "badnet_0_1", *common, "--device", "cpu", "--sweep", "none", *more).code == 0
+        assert bench("defend", "--record", "badnet_0_1", *common, "--device", "cpu", *more).code == 0
     found = bench("compare", "--record", "badnet_0_1", *common, "--out", tmp_path / "out", "--json").json
     assert {row["record"] for row in found["rows"]} == {"badnet_0_1"}
     assert len(found["rows"]) == 2

@@ -167,12 +167,22 @@ def test_a_record_is_found_by_its_name_and_the_result_lies_where_the_toolbox_loo
 
 @pytest.mark.parametrize("asked", [(), ("--sweep", "none")])
 def test_there_is_no_sweep_unless_it_is_asked_for(registry: Path, record: Path, asked: tuple[str, ...]) -> None:
-    assert defend(registry, *asked).code == 0
-    assert not (record / "defense" / "clp_plugin" / "u_step_df.csv").exists()
+    found = defend(registry, "--u", "1", *asked, "--json").json
+    folder = record / "defense" / "clp_plugin"
+    assert {path.name for path in folder.iterdir()} == {
+        "outcome.json", "mask.json", "weights.safetensors", "weights.pt", "defense_result.pt", "clp_plugin_df_summary.csv",
+    }  # fmt: skip
+    summary = pd.read_csv(folder / "clp_plugin_df_summary.csv").iloc[0]
+    assert (summary["u"], summary["test_acc"], summary["test_asr"]) == (1, found["after"]["acc"], found["after"]["asr"])
+
+
+def test_a_sweep_that_cannot_be_made_is_told(registry: Path) -> None:
+    assert "--sweep is for clp on a toolbox's record" in defend(registry, "--method", "ft", "--sweep", "1,2").err
+    assert "expected FIRST:LAST:STEP" in defend(registry, "--sweep", "wide").err
 
 
 def test_it_says_what_following_the_tensors_changes(registry: Path, record: Path) -> None:
-    said = defend(registry, "--sweep", "none").err
+    said = defend(registry).err
     note = load_outcome(record / "defense" / "clp_plugin" / "outcome.json").log["published_rule"]
     assert note in said
     assert "bn_sum" in note, "TinyNet has one BatchNorm that is fed by a sum"
@@ -181,19 +191,19 @@ def test_it_says_what_following_the_tensors_changes(registry: Path, record: Path
 def test_another_result_is_replaced_only_with_force_and_the_same_run_refreshes_its_own(
     registry: Path, record: Path
 ) -> None:
-    assert defend(registry, "--u", "1", "--sweep", "none").code == 0
+    assert defend(registry, "--u", "1").code == 0
     figures = record / "defense" / "clp_plugin" / "visual"
     figures.mkdir()
     (figures / "lips.png").write_text("drawn by the toolbox")
-    assert defend(registry, "--u", "1", "--sweep", "none").code == 0
+    assert defend(registry, "--u", "1").code == 0
     assert (figures / "lips.png").read_text() == "drawn by the toolbox"
-    said = defend(registry, "--u", "2", "--sweep", "none")
+    said = defend(registry, "--u", "2")
     assert said.code == 2
     assert "u=1.0" in said.err
     assert "--force" in said.err
     outcome = record / "defense" / "clp_plugin" / "outcome.json"
     assert load_outcome(outcome).options["u"] == 1
-    assert defend(registry, "--u", "2", "--sweep", "none", "--force").code == 0
+    assert defend(registry, "--u", "2", "--force").code == 0
     assert load_outcome(outcome).options["u"] == 2
     assert not figures.exists(), "they were of the result that is gone"
 
