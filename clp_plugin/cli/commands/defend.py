@@ -10,7 +10,6 @@ from clp_plugin.cli.commands.scan import note_layers
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.cli.requests import DefendRequest
 from clp_plugin.cli.showing import defense_json, show_defense
-from clp_plugin.defenses.clp import CLP
 from clp_plugin.evidence.sweep import SweepRow, parse_range
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import ReadsRecords, WritesResults
@@ -40,8 +39,8 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     again = require_replaceable(folder, planned.facts, force=request.force)
     with progress_bar(request.method) as report:
         run = run_defense(planned, progress=report)
-    if run.repaired.view is not None and isinstance(defense, CLP):
-        note_layers(run.repaired.view, parse_layers(defense.layers), run.repaired.scores)
+    if run.repaired.view is not None and "layers" in options:
+        note_layers(run.repaired.view, parse_layers(options["layers"]), run.repaired.scores)
     rows = _swept(run, values, adapter)
     names = store_run(
         run, folder, adapter=adapter, rows=rows, draw=lambda place: _draw(place, run, rows), keep_others=again

@@ -186,11 +186,14 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 
 DRIVER = """
 import sys
+from types import SimpleNamespace
 from clp_plugin.adapters.backdoorbench import toolbox_facts
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.cli.app import main
 toolbox_facts.LAUNCHER = "direct"
-BackdoorBench.open = lambda *_, **__: None  # of the made-up record: no network fits its weights
+origin = SimpleNamespace(toolbox="backdoorbench")
+# Not of the made-up record itself: no network fits its weights.
+BackdoorBench.open = lambda self, path, **_: SimpleNamespace(folder=path, provenance=origin)
 sys.argv = ["bench", "defend", "--record", sys.argv[1], "--impl", "toolbox", "--method", "ft", "--option", "do=hang", "--force"]
 main()
 """
