@@ -140,7 +140,7 @@ def test_installed_elsewhere_it_finds_its_registry_and_answers(wheel: Path, tmp_
         "print(clp_plugin.__file__, packaged_registry(), sep='\\n', flush=True)\n"
         "sys.exit(run(app, ['list', 'defenses', '--json']))\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     package, registry, listed = done.stdout.strip().splitlines()

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Ints, Provenance, Record, TargetRule, TriggeredSet
 
-torch.set_num_threads(1)  # on tensors this small threads only wait for each other; on a busy machine for seconds
-
 SIZE = 12
 CLASSES = 5
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)

@@ -187,7 +187,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(place: Path, *command: str) -> dict[str, Any]:
     """What the script noted."""
-    surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command],
         cwd=place,

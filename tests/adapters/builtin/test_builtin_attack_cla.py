@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,14 +43,6 @@ SETTINGS = AttackSettings(
     target=TARGET,
     seed=1,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_for_the_module() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ from clp_plugin.types import TargetRule
 SHAPE = (3, 8, 8)
 OPTIONS: dict[str, Any] = {"bits": 3, "width": 4, "epochs": 20, "batch_size": 16, "lr": 1e-2}
 Pixels = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(split: Split) -> Pixels:

@@ -46,14 +46,6 @@ SETTINGS = AttackSettings(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread_for_the_module() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def small_batches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trojan_module, "_BATCH", 16)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +28,6 @@ from clp_plugin.images import ArrayImages, augment, normalize
 from clp_plugin.networks import precision
 
 RECIPE = Recipe(epochs=3, lr=0.05, batch_size=8, crop_padding=2, flip=True, precision="float32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -324,7 +315,6 @@ def test_the_paper_recipe_is_that_of_section_5_1() -> None:
 _CHILD = """
 import sys, torch
 from pathlib import Path
-torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_builtin_training import RECIPE, network
 from clp_plugin.adapters.builtin.training.hooks import BatchHook

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -379,9 +378,8 @@ def test_demo_goes_all_the_way_and_says_what_happened(tmp_path: Path) -> None:
 
 
 def program(*argv: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "clp_plugin", *map(str, argv)]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:

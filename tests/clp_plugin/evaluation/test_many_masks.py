@@ -21,8 +21,6 @@ from clp_plugin.masking.apply import masked
 from clp_plugin.networks.outputs import logits_of
 from clp_plugin.types import Mask
 
-torch.set_num_threads(1)
-
 
 def random_masks(model: nn.Module, shape: tuple[int, ...], count: int = 6) -> list[Mask]:
     """Neighbours share most layers; one prunes nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +69,16 @@ def test_broken_channel_is_nan_and_the_others_are_right(shape: tuple[int, ...], 
     np.testing.assert_allclose(found[rest], slow(kernel[rest]), rtol=1e-5)
 
 
-def test_many_channels_on_several_threads() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_many_channels_on_several_threads() -> None:
     given = [torch.randn(700, 12, 3, 3, generator=torch.Generator().manual_seed(0))]
     np.testing.assert_allclose(spectral_norms(given)[0].numpy(), slow(given[0]), rtol=1e-5)
 
