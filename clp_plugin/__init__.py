@@ -7,6 +7,20 @@ The whole method in five calls::
     mask = select(scores, u=3.0)
     repaired = masked(record.model, mask)
     print(evaluate(repaired, record))
+
+A checkpoint goes through one room a step, and never back:
+
+1. ``records`` opens one attacked model of any toolbox, or makes a record of what is at hand (``open_record``, ``record_from``).
+2. ``fusion`` finds the network's linear layers by following its tensors (``fuse``).
+3. ``scoring`` bounds each channel's Lipschitz constant; it knows no data and no threshold (``score``).
+4. ``selection`` chooses the channels that stand out; it sees no weights (``select``).
+5. ``masking`` silences them; it sees no scores (``masked``, ``apply_mask``).
+6. ``evaluation`` measures the model before and after (``evaluate``).
+7. ``store`` keeps what was measured, one JSON file an outcome; ``reports`` draws from it.
+
+Beside them, ``evidence`` measures what explains a repair and chooses nothing (``trigger_activated_change``, ``correlate``), and
+``defenses`` holds CLP and its rivals, which ``bench`` runs under the rules of the numbers and ``cli`` puts on the command line.
+``networks`` and ``files`` know networks and files as people have them, and ``adapters`` one toolbox each.
 """
 
 from __future__ import annotations

@@ -6,7 +6,16 @@ from collections.abc import Iterable
 
 
 class ClpError(Exception):
-    """Base of every error that this package raises on purpose; the CLI prints it in one line and exits with 2."""
+    """Base of every error that this package raises on purpose; the CLI prints it in one line and exits with 2.
+
+    Example:
+        >>> from clp_plugin import ClpError, open_record
+        >>> try:
+        ...     open_record("no/such/record")
+        ... except ClpError as error:
+        ...     print(type(error).__name__)
+        RecordError
+    """
 
 
 class ConfigError(ClpError):

@@ -46,6 +46,12 @@ class Scores:
         score: ``"paper"`` (CLP 4.1, 4.4) or ``"relative"`` (unchanged by a function-preserving rescale).
         norm: ``"reshaped"`` (CLP 4.1) or ``"exact"`` (the convolution operator's own norm).
         pairing: ``"dataflow"`` or ``"registration"`` (the published rule).
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Scores, select
+        >>> len(select(Scores({"conv": np.array([1.0, 1.0, 1.0, 9.0])}), u=1.5))
+        1
     """
 
     sigma: Mapping[str, Floats]
@@ -72,6 +78,13 @@ class Mask:
 
     Attributes:
         pruned: Layer name to ``(channels,)`` bool. A layer that loses nothing may be present or absent.
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Mask
+        >>> one, other = Mask({"conv": np.array([True, False])}), Mask({"conv": np.array([False, True])})
+        >>> len(one | other)
+        2
     """
 
     pruned: Mapping[str, Bools]
@@ -279,6 +292,17 @@ class Record:
         benign: Benign images that a defense with a budget may draw from; disjoint from training and test images.
         poisoned_training: A part of the training set as it was trained on, poison and all, for a defense that needs one
             (EP); labels are those trained on. None where the toolbox did not keep it.
+
+    Example:
+        >>> import numpy as np
+        >>> from torch import nn
+        >>> from clp_plugin import record_from
+        >>> from clp_plugin.records.triggers import Trigger
+        >>> white = Trigger.patch(np.full((1, 2, 2), 255.0), shape=(3, 4, 4), at="bottom-right")
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> record = record_from(model, np.zeros((6, 3, 4, 4), np.uint8), np.arange(6) % 2, trigger=white, target=0)
+        >>> record.input_shape, len(record.clean), len(record.triggered.images)
+        ((3, 4, 4), 6, 3)
     """
 
     model: nn.Module

@@ -39,7 +39,19 @@ def evaluate(
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Metrics:
-    """Judge a model on a record's test images; the metrics of :func:`judge`."""
+    """Judge a model on a record's test images; the metrics of :func:`judge`.
+
+    Example:
+        >>> import numpy as np
+        >>> from torch import nn
+        >>> from clp_plugin import evaluate, record_from
+        >>> from clp_plugin.records.triggers import Trigger
+        >>> white = Trigger.patch(np.full((1, 2, 2), 255.0), shape=(3, 4, 4), at="bottom-right")
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> record = record_from(model, np.zeros((6, 3, 4, 4), np.uint8), np.arange(6) % 2, trigger=white, target=0)
+        >>> evaluate(record.model, record).n_clean
+        6
+    """
     return judge(model, record, device=device, batch_size=batch_size, progress=progress).metrics
 
 

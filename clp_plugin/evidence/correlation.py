@@ -85,6 +85,13 @@ def correlate(
 
     Source:
         CLP 4.3 and figure 3; scikit-learn's ``r_regression`` and ``f_regression``, on values and on ranks.
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Scores, correlate
+        >>> sigma = np.array([1.0, 2.0, 3.0, 4.0])
+        >>> round(correlate(Scores({"conv": sigma}), {"conv": 2 * sigma}, bootstrap=10).pooled.pearson, 6)
+        1.0
     """
     if bootstrap < 1:
         raise ConfigError(f"bootstrap: expected at least 1 resample, found {bootstrap}")

@@ -55,6 +55,18 @@ def trigger_activated_change(
 
     Source:
         CLP 4.2. It needs the trigger, so no defense may use it.
+
+    Example:
+        >>> import numpy as np
+        >>> from torch import nn
+        >>> from clp_plugin import fuse, record_from, trigger_activated_change
+        >>> from clp_plugin.records.triggers import Trigger
+        >>> white = Trigger.patch(np.full((1, 2, 2), 255.0), shape=(3, 4, 4), at="bottom-right")
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> record = record_from(model, np.zeros((6, 3, 4, 4), np.uint8), np.arange(6) % 2, trigger=white, target=0)
+        >>> tac = trigger_activated_change(fuse(record.model, record.input_shape), record)
+        >>> tac["1"].shape
+        (4,)
     """
     pairs = record.triggered
     total = _pairs_to_use(record, norm, max_images, batch_size)

@@ -39,6 +39,13 @@ def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "da
     Source:
         CLP 4.4 (a Conv-BN block is one linear layer). Deviation: the paper pairs by hand, the published code by
         registration order; BatchNorms fed by sums, pools or activations are diagonal layers of their own.
+
+    Example:
+        >>> from clp_plugin import fuse
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> [(layer.name, layer.kind) for layer in fuse(model, (3, 3, 3)).layers]
+        [('1', 'fused'), ('4', 'head')]
     """
     network = unwrap(model)
     modules = dict(network.named_modules())

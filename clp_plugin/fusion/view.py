@@ -26,6 +26,14 @@ class LinearLayer:
         source_channel: ``(K,)`` output channel of that convolution; -1 likewise.
         why: One line for people.
         unprunable: Why a mask cannot silence its channels, or "".
+
+    Example:
+        >>> from clp_plugin import fuse
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> layer = fuse(model, (3, 3, 3)).layers[0]
+        >>> layer.kind, layer.conv, layer.norm, layer.channels
+        ('fused', ('0',), '1', 4)
     """
 
     name: str
@@ -52,6 +60,16 @@ class FusedView:
         inner_linear: Linear modules inside the network that no BatchNorm follows (attention, MLP): not scored.
         unreached: Convolutions and norms that no run executes.
         unscored: Name of what else is not scored, and why: a kernel that cannot be followed, or whose scale is undone.
+
+    Example:
+        >>> from clp_plugin import fuse
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> print(fuse(model, (3, 3, 3)))
+        layer  kind      channels  why
+        1      fused            4  fed by 0
+        4      head             2  classifier head: listed, not pruned
+        2 layers (1 fused, 1 head); found by following the tensors (meta)
     """
 
     model: nn.Module

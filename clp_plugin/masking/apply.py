@@ -59,6 +59,14 @@ def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False, verify: Seq
 
     Raises:
         MaskError: If a layer cannot be silenced; names the first and the reason.
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Mask, masked
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> masked(model, Mask({"1": np.array([True, False, False, False])}))[1].weight.tolist()
+        [0.0, 1.0, 1.0, 1.0]
     """
     repaired = copy_of(unwrap(model))
     apply_mask(repaired, mask, keep_bias=keep_bias)
@@ -86,6 +94,18 @@ def apply_mask(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> Undo
 
     Source:
         CLP algorithm 1; the BatchNorm's bias is zeroed too, as in the published code.
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Mask, apply_mask
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> undo = apply_mask(model, Mask({"1": np.array([True, False, False, False])}))
+        >>> model[1].weight.tolist()
+        [0.0, 1.0, 1.0, 1.0]
+        >>> undo.undo()
+        >>> model[1].weight.tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     modules = dict(unwrap(model).named_modules())
     chosen = {name: channels for name, channels in mask.pruned.items() if channels.any()}

@@ -28,6 +28,14 @@ def open_record(
         RecordError: If there is no record, it is incomplete, or two toolboxes claim it.
         CheckpointError: If its weights cannot be read safely or do not fit.
         RegistryError: If ``toolbox`` is unknown or cannot be imported.
+
+    Example:
+        >>> from clp_plugin import ClpError, open_record
+        >>> try:
+        ...     open_record("no/such/record")
+        ... except ClpError as error:
+        ...     print(str(error).endswith("`bench list records` shows what there is"))
+        True
     """
     path = Path(path)
     catalogue = catalogue if catalogue is not None else load_catalogue()

@@ -35,6 +35,14 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
     Source:
         CLP 4.1 and 4.4. Deviation from the published code: BatchNorm's eps is part of the scale (left out when
         ``view.pairing`` is ``registration``).
+
+    Example:
+        >>> from clp_plugin import fuse, score
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> _ = model[0].weight.data.fill_(1.0)  # each filter: 27 ones, of spectral norm sqrt(27)
+        >>> score(fuse(model, (3, 3, 3))).sigma["1"].round(3).tolist()  # eps of the BatchNorm lowers it a little
+        [5.196, 5.196, 5.196, 5.196]
     """
     published = view.pairing == "registration"
     if published and (score, norm) != ("paper", "reshaped"):

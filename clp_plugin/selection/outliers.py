@@ -34,6 +34,12 @@ def select(
 
     Source:
         CLP 4.5 and algorithm 1. The published code leaves convolutions without BatchNorm alone too.
+
+    Example:
+        >>> import numpy as np
+        >>> from clp_plugin import Scores, select
+        >>> select(Scores({"conv": np.array([1.0, 1.0, 1.0, 9.0])}), u=1.5).indices()
+        {'conv': [3]}
     """
     if not u >= 0:
         raise ConfigError(f"u must be 0 or more (the paper uses 3 to 5), found {u}")
