@@ -134,7 +134,10 @@ def architecture_file(spec: str) -> ModuleType | None:
     try:
         return import_file(Path(source))
     except Exception as error:  # whatever the user's own code raises
-        raise ConfigError(f"architecture {spec!r}: running {source} failed: {type(error).__name__}: {error}") from error
+        hint = "; put the folder that holds it on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(
+            f"architecture {spec!r}: running {source} failed: {type(error).__name__}: {error}{hint}"
+        ) from error
 
 
 def _from_file(spec: str) -> Callable[..., Any]:

@@ -82,11 +82,10 @@ def width_wanted(model: nn.Module, weights: Mapping[str, Any], width: int) -> in
 
 def _best(wanted: Mapping[str, Any], weights: Mapping[str, Any], *, strict: bool) -> tuple[Alignment, Gaps]:
     """The first alignment that fits, else the one that comes closest."""
-    plain, *others = alignments(wanted, weights)
+    candidates = alignments(wanted, weights)
+    plain = next(candidates)
     best = plain, gaps_of(plain, wanted, weights, strict=strict)
-    for alignment in [] if strict else others:
-        if not best[1].size:
-            break
+    while best[1].size and not strict and (alignment := next(candidates, None)) is not None:
         gaps = gaps_of(alignment, wanted, weights)
         best = (alignment, gaps) if gaps.size < best[1].size else best
     return best

@@ -28,7 +28,7 @@ from clp_plugin.networks.wrappers import unwrap
 Shape = tuple[int, int, int]
 _ANY_WIDTH = 10  # classes of a first attempt, where the checkpoint does not tell
 _SAY_ARCH = (
-    "holds weights only: say what they are weights of, with --arch torchvision:NAME, timm:NAME, builtin:NAME or "
+    "holds weights: say what they are weights of, with --arch torchvision:NAME, timm:NAME, builtin:NAME or "
     "path/to/file.py:callable"
 )
 
@@ -141,11 +141,14 @@ def load_network(
     stored = read_stored(Path(checkpoint), trust=trust, classes_in=classes_in)
     parts = parts_of(stored.content, stored.path, key=key)
     if (arch is None or classes_in is not None) and _is_network(parts[0].holder):
+        if options:
+            raise ConfigError(f"{checkpoint} holds a whole module, which is taken as it is; leave --arch-option out")
         model = unwrap(parts[0].holder).eval()
         fit = Fit({name: f"{_prefix(parts[0].holder, model)}{name}" for name in model.state_dict()})
         return _loaded(stored, parts, parts[0], model, fit, *_shape(model, input_shape, arch=None, options={}))
     if arch is None:
-        raise ConfigError(f"{checkpoint} {_SAY_ARCH}")
+        scripted = "is TorchScript, whose layers cannot be followed, but it " if stored.form == "torchscript" else ""
+        raise ConfigError(f"{checkpoint} {scripted}{_SAY_ARCH}")
     if options and "num_classes" in options:
         raise ConfigError("--arch-option num_classes: the number of classes is given by --num-classes")
     request = _Request(f"{checkpoint} as {arch}", arch, dict(options or {}), num_classes, strict)

@@ -386,3 +386,8 @@ def test_scan_options_reach_the_architecture_and_strict_adapts_nothing(zoo: Path
     torch.save(nn.DataParallel(small(zoo)).state_dict(), tmp_path / "p.pt")
     assert bench("scan", tmp_path / "p.pt", *arch(zoo), "--json").code == 0
     assert "weights do not fit" in refused("scan", tmp_path / "p.pt", *arch(zoo), "--strict")
+
+
+def test_scan_of_a_record_refuses_what_only_checkpoints_have(tmp_path: Path) -> None:
+    for given in (("--key", "model"), ("--arch-option", "width=8"), ("--num-classes", "3"), ("--strict",)):
+        assert f"{given[0]} has no meaning for a record" in refused("scan", tmp_path, *given)

@@ -122,7 +122,8 @@ def test_file_that_fails_or_is_absent_says_so(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("import surely_not_installed")
     loaded = set(sys.modules)
-    with pytest.raises(ConfigError, match=r"running .*broken\.py failed: ModuleNotFoundError: .*surely_not_installed"):
+    missing = r"running .*broken\.py failed: ModuleNotFoundError: .*surely_not_installed.*PYTHONPATH"
+    with pytest.raises(ConfigError, match=missing):
         build_model(f"{path}:net", num_classes=2)
     assert not {name for name in set(sys.modules) - loaded if name.startswith("_clp_plugin_file_")}
     with pytest.raises(ConfigError, match=r"there is no file .*absent\.py"):

@@ -330,6 +330,8 @@ def test_a_whole_module_comes_back_as_the_class_that_it_was(
 def test_a_whole_module_of_known_classes_needs_no_architecture(tmp_path: Path) -> None:
     inner = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 26 * 26, 4)).eval()
     torch.save(nn.DataParallel(inner), tmp_path / "in.pt")
+    with pytest.raises(ConfigError, match=r"whole module.*leave --arch-option out"):
+        load_network(tmp_path / "in.pt", options={"depth": 2}, trust=True)
     loaded = load_network(tmp_path / "in.pt", trust=True)
     assert loaded.input_shape == (1, 28, 28)
     assert any("1,28,28 (--input-size)" in phrase for phrase in loaded.guessed)
@@ -346,7 +348,7 @@ def test_torchscript_gives_its_weights_to_an_architecture_and_comes_back_as_torc
     torch.jit.trace(user.make(), torch.rand(1, 3, 8, 8)).save(str(source))
     with pytest.raises(CheckpointError, match=r"TorchScript.*--trust"):
         load_network(source, arch=user.arch())
-    with pytest.raises(ConfigError, match=r"--arch"):
+    with pytest.raises(ConfigError, match=r"is TorchScript, whose layers cannot be followed.*--arch"):
         load_network(source, trust=True)
     model = repaired(load_network(source, arch=user.arch(), trust=True), out)
     image = torch.rand(1, 3, 8, 8)
