@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save
 from torch import nn
 
 from clp_plugin.errors import RecordError
 from clp_plugin.files.atomic import delete, write_atomically, write_json_atomically
 from clp_plugin.files.checkpoints import save_weights
+from clp_plugin.files.described import read_described
 from clp_plugin.files.hashing import sha256
-from clp_plugin.files.reading import open_regular, read_json
+from clp_plugin.files.reading import open_regular
 from clp_plugin.files.torch_files import require_header
 from clp_plugin.types import Ints, TargetRule
 
@@ -147,19 +147,7 @@ def read_description(path: Path) -> Description:
     file = path / DESCRIPTION
     if (path / UNFINISHED).is_file() and not file.exists():
         raise RecordError(f"{path}: unfinished; run the same `bench attack` command again, it goes on where it stopped")
-    data = read_json(file, raises=RecordError, advice="expected a record made by `bench attack`")
-    try:
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise RecordError(
-                f"{file}: expected schema_version {SCHEMA_VERSION}, found {version!r}; "
-                "open it with the version of clp-plugin that wrote it, or attack again"
-            )
-        return TypeAdapter(Description).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "top level"
-        raise RecordError(f"{file}: {where}: {first['msg']}; the file is damaged or was edited") from error
+    return read_described(file, Description, schema_version=SCHEMA_VERSION, again="bench attack")
 
 
 def require_files(path: Path) -> None:

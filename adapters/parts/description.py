@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from clp_plugin.errors import RecordError
 from clp_plugin.files.atomic import write_json_atomically
+from clp_plugin.files.described import read_described
 from clp_plugin.files.hashing import sha256
-from clp_plugin.files.reading import read_json
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "parts.json"
@@ -128,19 +125,12 @@ def read_description(folder: Path) -> Description:
     Raises:
         RecordError: If it is missing, damaged, or written by another version.
     """
-    file = folder / DESCRIPTION
-    data = read_json(file, raises=RecordError, advice="make the record again with `bench record`")
-    version = data.get("schema_version") if isinstance(data, Mapping) else None
-    if version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{file}: expected schema_version {SCHEMA_VERSION}, found {version!r}; make the record again with `bench record`"
-        )
-    try:
-        return TypeAdapter(Description).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "top level"
-        raise RecordError(f"{file}: {where}: {first['msg']}; the file is damaged or was edited") from error
+    return read_described(folder / DESCRIPTION, Description, schema_version=SCHEMA_VERSION, again="bench record")
+
+
+def names_file(architecture: str | None) -> bool:
+    """Whether an architecture is ``file.py:callable`` and so runs code of its own."""
+    return (architecture or "").rpartition(":")[0].endswith(".py")
 
 
 def hash_of(path: Path) -> str:

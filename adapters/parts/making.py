@@ -28,6 +28,7 @@ from .description import (
     TriggerKind,
     TriggerParts,
     hash_of,
+    names_file,
     read_description,
     write_description,
 )
@@ -224,8 +225,10 @@ def _whole_length(given: tuple[float, ...] | None, usual: float, channels: int) 
 
 def _code(arch: str | None) -> tuple[Part | None, str | None]:
     """The user's own file that builds the network, if it is one, and the architecture's name."""
-    source, _, name = (arch or "").rpartition(":")
-    return (_file(Path(source)), name) if source.endswith(".py") else (None, arch)
+    if arch is None or not names_file(arch):
+        return None, arch
+    source, _, name = arch.rpartition(":")
+    return _file(Path(source)), name
 
 
 def _file(path: Path) -> Part:

@@ -21,6 +21,7 @@ from .description import (
     DESCRIPTION,
     Description,
     NetworkParts,
+    names_file,
     read_description,
     require_present,
     require_same_hash,
@@ -129,6 +130,10 @@ def load_model(folder: Path, description: Description, *, trust: bool) -> nn.Mod
 def _architecture(folder: Path, parts: NetworkParts, *, trust: bool) -> str | None:
     """What ``load_network`` takes; a stranger's record runs no code of its own."""
     if parts.code is None:
+        if names_file(parts.architecture):
+            raise RecordError(
+                f"{folder / DESCRIPTION}: network.architecture names a Python file whose hash is not there"
+            )
         return parts.architecture
     code = parts.code.below(folder)
     require_unchanged(code, parts.code)

@@ -161,6 +161,18 @@ def test_code_that_nobody_here_named_does_not_run(
     assert ran.exists()
 
 
+def test_code_is_not_run_by_another_name_either(tmp_path: Path, parts: OwnParts) -> None:
+    ran = tmp_path / "ran"
+    make_record(request_of(parts), tmp_path / "record")
+    (tmp_path / "other.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    stored = json.loads((tmp_path / "record" / "parts.json").read_text())
+    stored["network"] |= {"architecture": f"{tmp_path / 'other.py'}:Reader", "code": None}
+    (tmp_path / "record" / "parts.json").write_text(json.dumps(stored))
+    with pytest.raises(RecordError, match="names a Python file whose hash is not there"):
+        open_record(tmp_path / "record")
+    assert not ran.exists()
+
+
 def test_the_same_record_stays_and_another_needs_force(tmp_path: Path, parts: OwnParts) -> None:
     out = tmp_path / "record"
     make_record(request_of(parts), out)
