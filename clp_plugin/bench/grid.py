@@ -12,6 +12,7 @@ from clp_plugin.defenses.base import Defense, chosen_parameter
 from clp_plugin.errors import ClpError
 from clp_plugin.evaluation.metrics import Judgement, judge
 from clp_plugin.files.atomic import staged_folder
+from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import ReadsRecords
 from clp_plugin.registry import Catalogue
 from clp_plugin.store.layout import OUTCOME, run_folder, stored_run
@@ -96,22 +97,25 @@ def _cell(
 ) -> Cell:
     name = record.folder.name
     folder = run_folder(record.folder, defense, facts)
-    try:
-        planned = plan_defense(
-            record, facts.method, defense, facts.options, seed=facts.seed, device=facts.device, command=facts.command,
-            protocol=facts.protocol,
-        )  # fmt: skip
-        folder = planned.folder(adapter)
-        if (earlier := stored_run(folder, planned.facts)) is not None:
-            return Cell(earlier, name, kept=True)
-        attacked = before()
-        with settings.progress(f"{facts.method} on {name}") as report:
-            run = run_defense(planned, before=attacked, progress=report)
-    except Exception as error:  # hours of other cells must not be lost to one method, whoever wrote it
-        told = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
-        failed = facts.outcome(error=told)
-        with staged_folder(folder) as place:
-            save_outcome(failed, place / OUTCOME)
-        return Cell(failed, name)
-    store_run(run, folder, adapter=adapter)
+    with contextlib.ExitStack() as held:
+        try:
+            planned = plan_defense(
+                record, facts.method, defense, facts.options, seed=facts.seed, device=facts.device,
+                command=facts.command, protocol=facts.protocol,
+            )  # fmt: skip
+            folder = planned.folder(adapter)
+            if stored_run(folder, planned.facts) is None:
+                held.enter_context(claimed(folder))  # whoever waits here takes what the other run has made
+            if (earlier := stored_run(folder, planned.facts)) is not None:
+                return Cell(earlier, name, kept=True)
+            attacked = before()
+            with settings.progress(f"{facts.method} on {name}") as report:
+                run = run_defense(planned, before=attacked, progress=report)
+        except Exception as error:  # hours of other cells must not be lost to one method, whoever wrote it
+            told = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
+            failed = facts.outcome(error=told)
+            with staged_folder(folder) as place:
+                save_outcome(failed, place / OUTCOME)
+            return Cell(failed, name)
+        store_run(run, folder, adapter=adapter)
     return Cell(load_outcome(folder / OUTCOME), name)

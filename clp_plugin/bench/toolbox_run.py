@@ -13,8 +13,9 @@ from clp_plugin.defenses.base import Repaired
 from clp_plugin.errors import ToolboxError
 from clp_plugin.evaluation.metrics import Judgement, judge
 from clp_plugin.files.atomic import delete
+from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import RunRequest, RunsDefenses, ToolboxResult
-from clp_plugin.store.layout import TOOLBOX_OUTCOME, failure_file
+from clp_plugin.store.layout import DEFENSES, TOOLBOX_OUTCOME, failure_file
 from clp_plugin.store.outcomes import RunFacts, save_outcome
 from clp_plugin.types import Record
 
@@ -48,20 +49,21 @@ def run_toolbox_defense(
         method, request.options, request.seed, request.device, command, record.provenance,
         implementation=record.provenance.toolbox, budget="unknown",
     )  # fmt: skip
-    if reuse:
-        result = adapter.read_defense(record.folder, method)
-    else:
-        with _failure_stored(record, facts):
-            result = adapter.run_defense(record.folder, method, request)
-    run = judged(
-        record,
-        Repaired(result.model, log=_log(result)),
-        _as_it_ran(facts, result),
-        seconds=result.seconds,
-        before=_before(record, facts),
-        reported=result.reported,
-    )
-    save_outcome(run.outcome, result.folder / TOOLBOX_OUTCOME)
+    with claimed(record.folder / DEFENSES / method, wait=False):  # until the outcome lies beside the result
+        if reuse:
+            result = adapter.read_defense(record.folder, method)
+        else:
+            with _failure_stored(record, facts):
+                result = adapter.run_defense(record.folder, method, request)
+        run = judged(
+            record,
+            Repaired(result.model, log=_log(result)),
+            _as_it_ran(facts, result),
+            seconds=result.seconds,
+            before=_before(record, facts),
+            reported=result.reported,
+        )
+        save_outcome(run.outcome, result.folder / TOOLBOX_OUTCOME)
     return result, run
 
 

@@ -40,12 +40,18 @@ def inputs_kept(*inputs: Path) -> Iterator[None]:
     Args:
         inputs: Files; a folder stands for the files directly in it.
     """
-    files = [file for path in inputs for file in (path.iterdir() if path.is_dir() else [path])]
+    files = [file for path in inputs for file in _files(path)]
     token = _inputs.set((*_inputs.get(), *files))
     try:
         yield
     finally:
         _inputs.reset(token)
+
+
+def _files(path: Path) -> list[Path]:
+    with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+        return list(path.iterdir()) if path.is_dir() else [path]
+    return []
 
 
 def file_to_write(path: Path) -> Path:

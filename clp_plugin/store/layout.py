@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.locks import clear_dead
 from clp_plugin.store.outcomes import Outcome, RunFacts, load_outcome
 
 OUTCOME = "outcome.json"
@@ -18,6 +19,12 @@ WEIGHTS, WEIGHTS_PICKLED = "weights.safetensors", "weights.pt"
 DEFENSES, ANALYSIS = "defense", "analysis"
 # Below a record, and below the folder of records: what scripts printed that came to nothing, and which those were.
 LOGS = "clp_plugin_logs"
+
+
+def clear_dead_runs(record: Path) -> None:
+    """Delete what runs that no longer exist have left of a record's results, and put back what they had set aside."""
+    clear_dead(record.parent, names=())
+    clear_dead(record, names=(DEFENSES, ANALYSIS, LOGS))
 
 
 def run_folder(record: Path, defense: object, facts: RunFacts, *, n_budget: int | None = None) -> Path:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.atomic import filled_folder, write_text_atomically
+from clp_plugin.files.places import folder_to_fill
 from clp_plugin.files.reading import read_text
 from clp_plugin.records.opening import locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.store.frame import outcomes_frame
-from clp_plugin.store.layout import LOGS
+from clp_plugin.store.layout import ANALYSIS, DEFENSES, LOGS, clear_dead_runs
 from clp_plugin.store.outcomes import Outcome, load_outcomes
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ def compare_records(
 
     Of several records also records against methods, in one table and one figure.
     """
-    from clp_plugin.files.checkpoints import write_text_atomically
     from clp_plugin.reports.comparison import comparison_figure, correlation_figure
     from clp_plugin.reports.figures import save_figure
     from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
@@ -35,22 +36,26 @@ def compare_records(
 
     catalogue = load_catalogue(registry)
     paths = [locate_record(record, toolbox=toolbox, root=root, catalogue=catalogue) for record in records]
+    folder_to_fill(out)
+    for path in paths:
+        clear_dead_runs(path)
     frame = outcomes_frame(outcome for path in paths for outcome in _outcomes(path))
     rows = outcome_rows(frame)
     compared = comparison_rows(rows)
     figure = comparison_figure(frame)
-    to_csv(rows, out / "comparison.csv")
-    write_text_atomically(out / "comparison.md", to_markdown(compared))
-    save_figure(figure, out / "comparison")
-    written = ["comparison.md, .csv, .png and .pdf"]
-    if len(paths) > 1:
-        write_text_atomically(out / "matrix.md", matrix_markdown(frame))
-        save_figure(matrix_figure(frame), out / "matrix")
-        written.append("matrix.md, .png and .pdf")
-    correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
-    if correlations:
-        save_figure(correlation_figure(correlations), out / "uclc_tac")
-        written.append("uclc_tac.png and .pdf")
+    with filled_folder(out):
+        to_csv(rows, out / "comparison.csv")
+        write_text_atomically(out / "comparison.md", to_markdown(compared))
+        save_figure(figure, out / "comparison")
+        written = ["comparison.md, .csv, .png and .pdf"]
+        if len(paths) > 1:
+            write_text_atomically(out / "matrix.md", matrix_markdown(frame))
+            save_figure(matrix_figure(frame), out / "matrix")
+            written.append("matrix.md, .png and .pdf")
+        correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
+        if correlations:
+            save_figure(correlation_figure(correlations), out / "uclc_tac")
+            written.append("uclc_tac.png and .pdf")
     if as_json:
         emit_json({"rows": rows, "uclc_tac": list(correlations)})
         return
@@ -66,7 +71,7 @@ def compare_records(
 
 def _outcomes(path: Path) -> list[Outcome]:
     """Of what was run on a record; of a toolbox's scripts also those that failed."""
-    folder = path / "defense"
+    folder = path / DEFENSES
     found = [outcome for place in (folder, path / LOGS) if place.is_dir() for outcome in load_outcomes(place)]
     if not found:
         raise ConfigError(
@@ -79,7 +84,7 @@ def _correlation(path: Path) -> pd.DataFrame | None:
     """The table of the latest `bench correlate` on the record."""
     import pandas as pd
 
-    tables = sorted((path / "analysis").glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
+    tables = sorted((path / ANALYSIS).glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
     if not tables:
         return None
     try:

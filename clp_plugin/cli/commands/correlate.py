@@ -13,12 +13,15 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range, sweep
 from clp_plugin.evidence.tac import trigger_activated_change
+from clp_plugin.files.atomic import filled_folder
+from clp_plugin.files.places import folder_to_fill, inputs_kept
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import locate_record, open_record
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import parse_layers, select
+from clp_plugin.store.layout import ANALYSIS, clear_dead_runs
 from clp_plugin.types import Floats, Mask, Record, Scores
 
 _TAC_NORMS = ("l2", "l1")
@@ -37,7 +40,10 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
         raise ConfigError(f"--max-images: expected at least 1, found {request.max_images}")
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    clear_dead_runs(path)
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    folder = request.out or path / ANALYSIS / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
+    folder_to_fill(folder)  # told before the work
     view = fuse(record.model, record.input_shape)
     scores = score(view, score=request.score, norm=request.norm)
     layers = parse_layers(request.layers)
@@ -53,8 +59,8 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
             progress=report,
         )
     found = correlate(scores, tac, layers=layers)
-    folder = request.out or path / "analysis" / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
-    write_correlation(folder, scores, tac, mask, found)
+    with inputs_kept(path):
+        write_correlation(folder, scores, tac, mask, found)
     if as_json:
         emit_json({"layers": [layer.to_json() for layer in found.layers], "pooled": found.pooled.to_json()})
     else:
@@ -73,10 +79,11 @@ def write_correlation(folder: Path, scores: Scores, tac: dict[str, Floats], mask
         for name, values in scores.sigma.items()
         for k, sigma in enumerate(values)
     ]
-    to_csv(rows, folder / "tac.csv")
-    to_csv([entry.to_json() for entry in (*found.layers, found.pooled)], folder / "correlation.csv")
     titles = {entry.name: (entry.pearson, entry.spearman) for entry in found.layers}
-    save_figure(uclc_tac_figure(scores, tac, mask, titles), folder / "uclc_tac")
+    with filled_folder(folder):
+        to_csv(rows, folder / "tac.csv")
+        to_csv([entry.to_json() for entry in (*found.layers, found.pooled)], folder / "correlation.csv")
+        save_figure(uclc_tac_figure(scores, tac, mask, titles), folder / "uclc_tac")
 
 
 def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
@@ -84,16 +91,19 @@ def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     values = parse_range(request.u)
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    clear_dead_runs(path)
     record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    rule = "parity" if request.parity else f"{request.score}-{request.norm}"
+    folder = request.out or path / ANALYSIS / f"sweep-{rule}"
+    folder_to_fill(folder)  # told before the work
     view = fuse(record.model, record.input_shape, pairing="registration" if request.parity else "dataflow")
     scores = score(view, score=request.score, norm=request.norm)
     layers = parse_layers(request.layers)
     note_layers(view, layers, scores)
     with progress_bar("sweep") as report:
         rows = sweep(record, scores, values, layers=layers, device=pick_device(request.device), progress=report)
-    rule = "parity" if request.parity else f"{request.score}-{request.norm}"
-    folder = request.out or path / "analysis" / f"sweep-{rule}"
-    write_sweep(folder, rows, default_u(record, catalogue))
+    with inputs_kept(path):
+        write_sweep(folder, rows, default_u(record, catalogue))
     if as_json:
         emit_json({"rows": [row.to_json() for row in rows]})
     else:
@@ -107,5 +117,6 @@ def write_sweep(folder: Path, rows: list[SweepRow], u: float) -> None:
     from clp_plugin.reports.tables import to_csv
 
     plain = [row.to_json() for row in rows]
-    to_csv(plain, folder / "sweep.csv")
-    save_figure(sweep_figure(plain, default_u=u), folder / "sweep")
+    with filled_folder(folder):
+        to_csv(plain, folder / "sweep.csv")
+        save_figure(sweep_figure(plain, default_u=u), folder / "sweep")

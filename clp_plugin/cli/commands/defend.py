@@ -11,18 +11,21 @@ from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.cli.requests import DefendRequest
 from clp_plugin.cli.showing import defense_json, show_defense
 from clp_plugin.evidence.sweep import SweepRow, parse_range
+from clp_plugin.files.locks import claimed
+from clp_plugin.files.places import folder_to_replace, inputs_kept
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import ReadsRecords, WritesResults
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.selection.outliers import parse_layers
-from clp_plugin.store.layout import changed_options, require_replaceable
+from clp_plugin.store.layout import changed_options, clear_dead_runs, require_replaceable
 
 
 def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     """Run, store, print."""
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    clear_dead_runs(path)
     adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
     values = [] if request.sweep is None else parse_range(request.sweep)
     record = adapter.open(path, trust=request.trust)
@@ -36,15 +39,16 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
         command=command_line(), n_budget=request.n_budget, protocol=request.protocol,
     )  # fmt: skip
     folder = request.out or planned.folder(adapter)
-    again = require_replaceable(folder, planned.facts, force=request.force)
-    with progress_bar(request.method) as report:
-        run = run_defense(planned, progress=report)
-    if run.repaired.view is not None and "layers" in options:
-        note_layers(run.repaired.view, parse_layers(options["layers"]), run.repaired.scores)
-    rows = _swept(run, values, adapter)
-    names = store_run(
-        run, folder, adapter=adapter, rows=rows, draw=lambda place: _draw(place, run, rows), keep_others=again
-    )
+    with inputs_kept(path), claimed(folder_to_replace(folder)):
+        again = require_replaceable(folder, planned.facts, force=request.force)
+        with progress_bar(request.method) as report:
+            run = run_defense(planned, progress=report)
+        if run.repaired.view is not None and "layers" in options:
+            note_layers(run.repaired.view, parse_layers(options["layers"]), run.repaired.scores)
+        rows = _swept(run, values, adapter)
+        names = store_run(
+            run, folder, adapter=adapter, rows=rows, draw=lambda place: _draw(place, run, rows), keep_others=again
+        )
     if as_json:
         emit_json(defense_json(run, folder))
     else:

@@ -10,12 +10,14 @@ from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunRequest, RunsDefenses, require
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
+from clp_plugin.store.layout import clear_dead_runs
 
 
 def defend_with_toolbox(request: DefendRequest, *, as_json: bool) -> None:
     """Run or read back, evaluate, store, print. A run that fails is stored as failed, beside what it printed."""
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
+    clear_dead_runs(path)
     adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
     driver = require(adapter, RunsDefenses, toolbox=request.toolbox or str(path))
     device = pick_device(request.device)

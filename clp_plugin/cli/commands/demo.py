@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clp_plugin.adapters.builtin.record_files import DESCRIPTION, UNFINISHED
 from clp_plugin.adapters.builtin.settings import PRESETS
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, store_run
 from clp_plugin.cli.commands.attack import train_record
@@ -19,6 +20,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range
 from clp_plugin.evidence.tac import trigger_activated_change
+from clp_plugin.files.atomic import filled_folder
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import load_adapter
@@ -35,7 +37,7 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     """Run the whole path once and say plainly what happened at the default u."""
     start = time.perf_counter()
     device = pick_device(device)
-    if (out / "record.json").is_file():
+    if (out / DESCRIPTION).is_file() and not (out / UNFINISHED).is_file():
         say(f"using the attacked model in {out}")
     else:
         train_record(replace(PRESETS["demo"], seed=seed), out, device)
@@ -49,7 +51,8 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     store_run(run, repaired, adapter=adapter, keep_others=True)
     with progress_bar("sweep") as report:
         rows = run.sweep(parse_range(SWEEP), progress=report)
-    found = _write_figures(out / "figures", run, rows)
+    with filled_folder(out / "figures") as folder:
+        found = _write_figures(folder, run, rows)
     seconds = time.perf_counter() - start
     if as_json:
         emit_json(_report(run, repaired, rows, found, seconds))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from clp_plugin.cli.console import emit_json, show_table
+from clp_plugin.files.locks import clear_dead
 from clp_plugin.registry import Kind, load_catalogue
 
 
@@ -29,8 +30,12 @@ def list_catalogue(kind: str, *, registry: Path | None, as_json: bool) -> None:
 def list_folder(root: Path, *, registry: Path | None, as_json: bool) -> None:
     """Records directly under a folder, incomplete ones included and marked."""
     from clp_plugin.records.opening import list_records
+    from clp_plugin.store.layout import clear_dead_runs
 
+    clear_dead(root, names=())
     found = list_records(root, load_catalogue(registry))
+    for record in found:
+        clear_dead_runs(record.path)
     if as_json:
         emit_json(
             {

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clp_plugin.adapters.builtin.record_files import DESCRIPTION, read_description
+from clp_plugin.adapters.builtin.record_files import DESCRIPTION, UNFINISHED, read_description
 from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.bench.grid import GridSettings, defend_all
 from clp_plugin.cli.commands.attack import attack_settings, train_record
@@ -15,7 +15,8 @@ from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.cli.requests import AttackRequest, MatrixRequest
 from clp_plugin.cli.showing import show_cell
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.atomic import write_text_atomically
+from clp_plugin.files.atomic import filled_folder, write_text_atomically
+from clp_plugin.files.places import folder_to_fill
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
@@ -25,6 +26,7 @@ from clp_plugin.store.outcomes import Outcome
 
 def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     """Attack, defend, store, tabulate. A cell that fails is stored as failed and does not stop the others."""
+    folder_to_fill(request.out)
     catalogue = load_catalogue(request.registry)
     device = pick_device(request.device)
     seeds = parse_seeds(request.seeds)
@@ -75,7 +77,8 @@ def _attack(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int
             raise ConfigError(
                 f"{path} holds a record of other settings than preset {request.preset!r}; give another --out"
             )
-        return
+        if not (path / UNFINISHED).is_file():
+            return
     attack_type = catalogue.resolve("attacks", settings.method)
     train_record(settings, path, device, attack_type=attack_type, label=f"{attack}, seed {seed}")
 
@@ -88,9 +91,10 @@ def _write_tables(out: Path, outcomes: Sequence[Outcome]) -> list[str]:
     if not any(outcome.status == "ok" for outcome in outcomes):
         raise ConfigError(f"{out}: no cell has a result; see what failed above")
     frame = outcomes_frame(outcomes)
-    to_csv(outcome_rows(frame), out / "matrix.csv")
-    write_text_atomically(out / "matrix.md", matrix_markdown(frame))
-    save_figure(matrix_figure(frame), out / "matrix")
+    with filled_folder(out):
+        to_csv(outcome_rows(frame), out / "matrix.csv")
+        write_text_atomically(out / "matrix.md", matrix_markdown(frame))
+        save_figure(matrix_figure(frame), out / "matrix")
     return ["matrix.csv", "matrix.md", "matrix.png", "matrix.pdf"]
 
 

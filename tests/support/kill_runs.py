@@ -1,0 +1,147 @@
+"""Commands killed before each of their write steps, or run several at a time, and what the next run makes of it.
+
+A child process is forked for each run, so that SIGKILL ends a real process and the imports are paid once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import bench
+from interruptions import content, fork, kill, steps, wait
+
+TINY = [
+    "--dataset", "digits", "--n-train", "64", "--n-test", "40", "--model", "resnet18", "--width", "2", "--epochs", "1",
+    "--batch-size", "32", "--lr", "0.05", "--target", "1", "--device", "cpu",
+]  # fmt: skip
+_VOLATILE = ("seconds", "created", "command")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command on a folder of runs.
+
+    Attributes:
+        argv: Of ``bench``; ``{}`` stands for the folder.
+        needs: The commands that must have run there before.
+        gives_way: Whether a second one at the same time ends with exit code 2, instead of waiting.
+    """
+
+    argv: Sequence[str]
+    needs: Sequence[str] = ()
+    gives_way: bool = False
+
+    def run(self, folder: Path) -> None:
+        result = bench(*(word.format(folder) for word in self.argv))
+        if self.gives_way and "another run is writing there" in result.err:
+            return
+        assert result.code == 0, result.err
+
+
+COMMANDS = {
+    "attack": Command(["attack", *TINY, "--out", "{}/record"], gives_way=True),
+    "defend": Command(["defend", "--record", "{}/record", "--device", "cpu"], ["attack"]),
+    "defend bnp": Command(
+        ["defend", "--record", "{}/record", "--method", "bnp", "--device", "cpu"], ["attack"]
+    ),
+    "sweep": Command(["sweep", "--record", "{}/record", "--u", "0:3:1", "--device", "cpu"], ["attack"]),
+    "correlate": Command(["correlate", "--record", "{}/record", "--device", "cpu"], ["attack"]),
+    "scan": Command(["scan", "{}/record", "--repair", "{}/repaired.pt", "--out", "{}/scan"], ["attack"]),
+    "compare": Command(
+        ["compare", "--record", "{}/record", "--out", "{}/compared"], ["attack", "defend", "defend bnp", "correlate"]
+    ),
+    "matrix": Command(
+        [
+            "matrix", "--out", "{}/matrix", "--attack", "badnets", "--defense", "clp", "--defense", "bnp", "--seeds", "3",
+            "--device", "cpu",
+        ]
+    ),
+}  # fmt: skip
+
+
+def prepared(name: str, folder: Path) -> Path:
+    """A folder in which all has run that the command needs."""
+    folder.mkdir(parents=True)
+    for earlier in COMMANDS[name].needs:
+        COMMANDS[earlier].run(folder)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Path to content, but for times and what they are made of; of figures only that they are there."""
+    found: dict[str, object] = {}
+    for name, raw in content(folder).items():
+        if name.endswith(".json"):
+            found[name] = _timeless(json.loads(raw))
+        elif name.endswith(".csv"):
+            rows = list(csv.DictReader(io.StringIO(raw.decode())))
+            found[name] = [{key: value for key, value in row.items() if not key.startswith(_VOLATILE)} for row in rows]
+        elif name.endswith((".png", ".pdf", ".md")):
+            found[name] = bool(raw)
+        else:
+            found[name] = raw
+    return found
+
+
+def _timeless(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if not key.startswith(_VOLATILE)}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def kill_at_each_step(
+    name: str, folder: Path, *, every: int = 1, between: Callable[[Path], object] = lambda place: None
+) -> int:
+    """Kill a command before its steps, run it again, and compare with a run that nobody disturbed.
+
+    Args:
+        name: A key of ``COMMANDS``.
+        folder: To work in.
+        every: Take each so-manieth step only.
+        between: Called with the folder of runs between the kill and the next run.
+
+    Returns:
+        How many runs were killed.
+    """
+    base = prepared(name, folder / "base")
+    command, place = COMMANDS[name], folder / "place"
+    shutil.copytree(base, place)
+    with steps() as taken:
+        command.run(place)
+    undisturbed = tree(place)
+    killed = 0
+    for at in range(0, len(taken), every):
+        shutil.rmtree(place)
+        shutil.copytree(base, place)
+        assert kill(lambda: command.run(place), at), taken[at]
+        between(place)
+        command.run(place)
+        assert tree(place) == undisturbed, (name, at, taken[at])
+        killed += 1
+    return killed
+
+
+def several_at_a_time(name: str, folder: Path, *, processes: int = 3, kill_first_at: int | None = None) -> None:
+    """Run a command in several processes at a time, one of them killed on the way, and compare with one run alone."""
+    base = prepared(name, folder / "base")
+    command, place = COMMANDS[name], folder / "place"
+    shutil.copytree(base, place)
+    command.run(place)
+    undisturbed = tree(place)
+    shutil.rmtree(place)
+    shutil.copytree(base, place)
+    children = [fork(lambda: command.run(place)) for _ in range(processes - 1)]
+    if kill_first_at is not None:
+        with contextlib.suppress(AssertionError):
+            kill(lambda: command.run(place), kill_first_at)
+    assert [wait(child) for child in children] == [0] * len(children)
+    if command.gives_way or kill_first_at is not None:
+        command.run(place)
+    assert tree(place) == undisturbed, name
