@@ -35,8 +35,8 @@ def evaluate_masks(
     Args:
         model: Unwrapped or not; unchanged afterwards.
         record: Supplies the images and the target rule.
-        masks: Of this model.
-        device: Where to run.
+        masks: Masks of this model.
+        device: The device to run on.
         batch_size: Images per forward pass; the losses depend on it, as the toolbox's do.
         progress: Called with runs of a batch done and in all.
 

@@ -23,7 +23,7 @@ class Judgement:
     Attributes:
         metrics: ACC, ASR, RA and the base rate.
         clean_loss: Mean over batches of the batch's mean cross-entropy on clean images and true labels.
-        triggered_loss: The same on triggered images and the attacker's labels.
+        triggered_loss: Mean over batches of the batch's mean cross-entropy on triggered images and the attacker's labels.
     """
 
     metrics: Metrics
@@ -69,7 +69,7 @@ def judge(
         model: The attacked or the repaired model; takes the record's normalized images and returns logits, by themselves
             or in a tuple, dictionary or dataclass (:func:`clp_plugin.networks.outputs.logits_of`).
         record: Supplies clean and triggered test images and the target rule.
-        device: Where to run.
+        device: The device to run on.
         batch_size: Images per forward pass; the losses depend on it, as the toolbox's do.
         progress: Called with images done and images in all.
 

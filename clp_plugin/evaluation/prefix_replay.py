@@ -48,7 +48,7 @@ class PrefixReplay:
 
         Args:
             network: With :func:`watched` around it, under ``torch.no_grad()``.
-            batch: The same as in the run before, unless :meth:`new_batch` was called.
+            batch: The batch of the run before, unless :meth:`new_batch` was called.
             unchanged: Number of calls, from the start, that no changed weight can reach.
         """
         self._position, self._unchanged = 0, min(unchanged, len(self._kept))

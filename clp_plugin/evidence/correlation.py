@@ -27,12 +27,12 @@ class LayerCorrelation:
     Attributes:
         name: The layer, or ``pooled``.
         pearson: In [-1, 1]; NaN where it is not defined.
-        spearman: Likewise, of the ranks (ties share their mean rank).
+        spearman: Correlation of the ranks (ties share their mean rank), in [-1, 1]; NaN where it is not defined.
         n: Number of channels.
-        pearson_ci: Bootstrap interval (2.5 %, 97.5 %).
-        spearman_ci: Likewise.
+        pearson_ci: Bootstrap interval of the Pearson correlation (2.5 %, 97.5 %).
+        spearman_ci: Bootstrap interval of the rank correlation (2.5 %, 97.5 %).
         pearson_p: Two-sided p-value of the F test of a linear dependence, in [0, 1].
-        spearman_p: The same on the ranks.
+        spearman_p: Two-sided p-value of the F test on the ranks, in [0, 1].
         reason: Why the numbers are NaN, or "".
     """
 
@@ -75,7 +75,7 @@ def correlate(
 
     Args:
         scores: Layer name to scores.
-        tac: The same layers, ``(channels,)`` each.
+        tac: Layer name to the change ``(channels,)``, for every layer of the scores.
         layers: The kinds of layers in the pool; see :func:`clp_plugin.selection.outliers.select`.
         bootstrap: Number of resamples of the channels for the intervals.
         seed: Seed of the resampling.

@@ -23,9 +23,11 @@ class SweepRow:
     Attributes:
         u: The threshold.
         pruned: Number of channels.
-        acc: As in :class:`clp_plugin.types.Metrics`, in [0, 1]; ``asr`` and ``ra`` likewise.
+        acc: Share of clean test images classified as their true label, in [0, 1].
+        asr: Share of counted triggered images classified as the attacker wants, in [0, 1].
+        ra: Share of the same images classified as their true label, in [0, 1].
         clean_loss: Mean over batches of the mean cross-entropy of clean images and true labels.
-        triggered_loss: The same of triggered images and the attacker's labels.
+        triggered_loss: Mean over batches of the mean cross-entropy of triggered images and the attacker's labels.
     """
 
     u: float
@@ -55,11 +57,11 @@ def sweep(
 
     Args:
         record: The attacked model and its test images. The model is not touched: a copy is pruned.
-        scores: Of that model.
+        scores: Scores of that model.
         values: Values of u, 0 or more.
         layers: The kinds of layers to prune; see :func:`clp_plugin.selection.outliers.select`.
         known: Masks of this model that were judged already, at the same batch size; they are not run again.
-        device: Where to run.
+        device: The device to run on.
         batch_size: Images per forward pass.
         progress: Called with batches under a mask done and in all; each distinct mask is run once.
 

@@ -37,12 +37,12 @@ def trigger_activated_change(
     contains the activation.
 
     Args:
-        view: Of the model to watch, usually ``fuse(record.model, record.input_shape)``.
+        view: The linear layers of the model to watch, usually ``fuse(record.model, record.input_shape)``.
         record: Supplies the image pairs.
         norm: ``l2``: the paper's. ``l1``: sum of absolute changes over positions, BackdoorBench's.
         max_images: Use only the first so many pairs.
         batch_size: Pairs per forward pass.
-        device: Where to run.
+        device: The device to run on.
         progress: Called with pairs done and pairs in all.
 
     Returns:

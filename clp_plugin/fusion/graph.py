@@ -21,7 +21,7 @@ class Node:
         module: Name of the module (for conv, linear, batchnorm), else "".
         first_id: Global number of the node's channel 0.
         channels: Number of channels; 1 where the output has no channel structure.
-        inputs: For every tensor input with a channel structure, the global channel numbers ``(C_in,)``.
+        inputs: Global channel numbers ``(C_in,)`` of every tensor input that has a channel structure.
         parents: Indices of all nodes that any input element comes from.
         channelwise: Whether output channel k depends on channel k of each input only.
         input_shape: Shape of the first input, batch included.

@@ -50,7 +50,7 @@ def published_rule_note(model: nn.Module, view: FusedView) -> str:
 
     Args:
         model: The network that would be repaired, wrapped or not.
-        view: Of the same network, with ``pairing="dataflow"``.
+        view: The linear layers of the same network, found with ``pairing="dataflow"``.
 
     Returns:
         One line: that the rule is right here, how many BatchNorms it pairs with a convolution that does not feed them, why

@@ -57,7 +57,7 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
         view: The view to check.
         input_shape: ``(C, H, W)``.
         max_perturbed: Number of layers, spread over the network, for experiment 2 (one forward pass each).
-        seed: Of the random input, statistics and perturbations.
+        seed: Seed of the random input, statistics and perturbations.
     """
     model = copy_of(view.model).double().eval()
     modules = dict(model.named_modules())

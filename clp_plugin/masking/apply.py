@@ -53,7 +53,7 @@ def masked(model: nn.Module, mask: Mask, *, keep_bias: bool = False, verify: Seq
     Args:
         model: The network, wrapped or not; unchanged.
         mask: Layer name to channels.
-        keep_bias: As in :func:`apply_mask`.
+        keep_bias: Whether every bias stays, as :func:`apply_mask` explains.
         verify: Shape of one input, ``(C, H, W)``: run the copy on random inputs, and refuse a layer whose channels are not
             silent, or that a norm behind it makes heard again, or that puts out the logits.
 

@@ -25,7 +25,7 @@ def compact(view: FusedView, mask: Mask, input_shape: Sequence[int]) -> nn.Modul
     when what follows maps 0 to 0; the others stay, silent. Each removal is checked on random inputs.
 
     Args:
-        view: Of the unpruned model, found by data flow.
+        view: The linear layers of the unpruned model, found by data flow.
         mask: The channels to prune.
         input_shape: ``(C, H, W)``.
 

@@ -26,8 +26,8 @@ def still_heard(modules: Mapping[str, nn.Module], name: str, channels: Bools, *,
     convolution that they are a part of (blocks for quantization-aware training hold their BatchNorm).
 
     Args:
-        modules: Of the network, after the mask was applied.
-        name: Of the layer.
+        modules: All modules of the network, after the mask was applied.
+        name: Name of the layer.
         channels: Pruned channels, ``(K,)``.
         keep_bias: Whether a constant counts as silence.
     """

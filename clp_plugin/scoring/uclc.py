@@ -23,7 +23,7 @@ def uclc(view: FusedView, scores: Scores) -> dict[str, Floats]:
         Layer name to ``(channels,)`` float64; inf where float64 overflows on very deep networks.
 
     Raises:
-        ConfigError: For the published pairing, which knows no data flow.
+        ConfigError: If the view is that of the published pairing, which knows no data flow.
 
     Source:
         CLP 4.1. Deviation: the product follows the data flow of branched networks, where the paper assumes a chain.

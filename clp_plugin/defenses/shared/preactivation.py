@@ -35,7 +35,7 @@ def watch_norm_inputs(
     Args:
         model: In eval mode afterwards; otherwise unchanged.
         images: In batches, so that memory does not depend on their number.
-        method: For messages.
+        method: Name of the method, for messages.
         see: Called for each batch with a layer's name and its input ``(images, channels, positions)`` on the model's
             device. Only the first call of a module that runs several times counts; a module that does not run, or not
             once for each image, is never shown.
@@ -86,7 +86,7 @@ def require_finite(name: str, values: Tensor) -> None:
     """Refuse a layer whose inputs are broken.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         values: ``(..., channels)``.
 
     Raises:
