@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fake_records import MEAN, STD, fake_record, random_images, shaken
-from torch import Tensor, nn
+from fake_records import MEAN, STD, fake_record, random_images
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.bnp import BNP, Moments, divergence
 from clp_plugin.defenses.shared.choice import ORACLE_U
-from clp_plugin.errors import ConfigError, ScoreError
 from clp_plugin.images import ArrayImages
 from clp_plugin.types import Metrics
 
@@ -129,24 +126,6 @@ def test_statistics_of_the_same_images_have_no_divergence() -> None:
     assert torch.allclose(moments.variance, model[1].running_var.double(), rtol=1e-5)
 
 
-def test_nothing_changes_but_the_weights_that_are_pruned() -> None:
-    original = fake_record().model
-    model = copy.deepcopy(original)
-    repaired = BNP(u=0.5).repair(model, budget_of(random_images(20)))
-    assert repaired.model is model
-    assert not any(module.training for module in model.modules())
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert repaired.mask is not None
-    gone = repaired.mask.indices()
-    assert len(repaired.mask)
-    for name, before in original.state_dict().items():
-        expected = before.clone()
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer in gone:
-            expected[gone[layer]] = 0
-        assert torch.equal(model.state_dict()[name], expected), name
-
-
 def test_a_network_with_dead_channels_is_repaired() -> None:
     model: Any = fake_record().model
     with torch.no_grad():
@@ -158,49 +137,10 @@ def test_a_network_with_dead_channels_is_repaired() -> None:
     assert all(t.isfinite().all() for t in model.state_dict().values())
 
 
-class Shared(nn.Module):
-    """One BatchNorm that runs twice."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.calls, self.conv, self.norm = calls, nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        for _ in range(self.calls):
-            maps = self.norm(maps) * 3 - 1
-        logits: Tensor = maps.mean(dim=(2, 3))
-        return logits
-
-
-def test_the_first_call_of_a_shared_module_counts() -> None:
-    masks = [BNP(u=0.5).repair(shaken(Shared(calls)), budget_of(random_images(20))).mask for calls in (1, 2)]
-    assert masks[0] == masks[1]
-    assert masks[0] is not None
-    assert len(masks[0])
-
-
-@pytest.mark.parametrize(("name", "width"), [("preactresnet18", 2), ("vgg11_bn", 4)])
-def test_other_architectures(name: str, width: int) -> None:
-    torch.manual_seed(0)
-    model = build(name, num_classes=5, width=width)
-    images = random_images(16, size=32)
-    with torch.no_grad():  # running statistics that fit
-        model.train()(next(images.batches(16)))
-    mask = BNP(u=1.0).repair(model.eval(), Budget((3, 32, 32), 5, MEAN, STD, benign=images)).mask
-    assert mask is not None
-    assert set(mask.pruned) == {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    assert len(mask)
-
-
-def test_seed_changes_nothing_and_defaults_are_the_published_ones() -> None:
+def test_defaults_are_the_published_ones() -> None:
     bnp = BNP()
     assert (bnp.u, bnp.budget, bnp.chooses) == (3.0, "benign", "u")
-    first, second = (
-        BNP(u=0.5).repair(fake_record().model, budget_of(random_images(20)), seed=seed) for seed in (0, 99)
-    )
-    assert first.mask == second.mask
-    assert first.log == second.log == {"u": 0.5, "keep_bias": True}
+    assert BNP(u=0.5).repair(fake_record().model, budget_of(random_images(20))).log == {"u": 0.5, "keep_bias": True}
 
 
 def test_the_oracle_chooses_u_by_the_test_set_with_biases_kept() -> None:
@@ -228,29 +168,3 @@ def test_the_runner_gives_it_benign_images() -> None:
     steps: list[tuple[int, int]] = []
     BNP().repair(fake_record().model, budget_of(random_images(70)), progress=lambda *step: steps.append(step))
     assert steps == [(64, 70), (70, 70)]
-
-
-@pytest.mark.parametrize("images", [None, random_images(1)])
-def test_fewer_than_two_images_are_refused(images: Any) -> None:
-    with pytest.raises(ConfigError, match=r"bnp: expected at least 2 images, found [01]"):
-        BNP().repair(fake_record().model, budget_of(images))
-
-
-def test_a_network_without_batchnorm_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(400, 5)).eval()
-    with pytest.raises(ConfigError, match="this network has none"):
-        BNP().repair(model, budget_of(random_images(8)))
-
-
-@pytest.mark.parametrize("what", ["conv1.weight", "bn1.running_var"])
-def test_broken_weights_or_statistics_are_an_error_that_names_the_layer(what: str) -> None:
-    model = fake_record().model
-    model.state_dict()[what].view(6, -1)[3, 0] = math.nan
-    with pytest.raises(ScoreError, match=r"layer 'bn1'.*NaN or Inf in 1 of 6 channels \(first: 3\)"):
-        BNP().repair(model, budget_of(random_images(8)))
-
-
-@pytest.mark.parametrize("u", [-1.0, math.nan, "3", True, None])
-def test_impossible_u_is_refused_before_anything_runs(u: Any) -> None:
-    with pytest.raises(ConfigError, match="bnp: expected u 0 or more"):
-        BNP(u=u)

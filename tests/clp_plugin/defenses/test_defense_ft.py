@@ -131,4 +131,4 @@ def test_through_the_runner() -> None:
     with pytest.raises(ConfigError, match="chooses no parameter"):
         run_defense(plan_defense(record, "ft", FT(epochs=1), {}, protocol="oracle"))
     with pytest.raises(ConfigError, match="holds none"):
-        run_defense(replace(record, benign=random_images(2).take(np.arange(0))), "ft", FT(epochs=1), {})
+        plan_defense(replace(record, benign=random_images(2).take(np.arange(0))), "ft", FT(epochs=1), {})
