@@ -166,15 +166,31 @@ def guarded(work: Callable[[], object], *, debug: bool) -> int:
     except ClpError as error:
         if debug:
             raise
-        say(f"error: {' '.join(str(error).split())}")
-        return 2
+        return _mistake(str(error))
+    except OSError as error:  # names that are too long, folders that nobody may enter: of the place, not of this code
+        if debug:
+            raise
+        if error.filename is None:
+            return _internal(error)
+        return _mistake(
+            f"cannot use {error.filename}: {error.strerror}; check the path, its permissions and free space"
+        )
     except Exception as error:
         if debug:
             raise
-        told = " ".join(str(error).split())
-        say(f"internal error: {type(error).__name__}: {told} (run again with --debug for the traceback)")
-        return 1
+        return _internal(error)
     return 0
+
+
+def _mistake(message: str) -> int:
+    say(f"error: {' '.join(message.split())}")
+    return 2
+
+
+def _internal(error: Exception) -> int:
+    told = " ".join(str(error).split())
+    say(f"internal error: {type(error).__name__}: {told} (run again with --debug for the traceback)")
+    return 1
 
 
 def prepare_streams() -> None:

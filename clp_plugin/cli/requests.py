@@ -126,7 +126,7 @@ class RecordRequest:
     n_test: Annotated[int | None, typer.Option(help="Test on so many images. Default: all that are left.")] = None
     n_benign: Annotated[int, typer.Option(help="Keep so many images for defenses that need some.")] = 0
     copy: Annotated[bool, typer.Option(help="Keep copies of all parts in the record.")] = False
-    seed: Annotated[int, typer.Option(help="Of the draw of test and benign images.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the draw of test and benign images.")] = 0
     device: Device = "auto"
     force: Annotated[bool, typer.Option(help="Replace another record and all below it.")] = False
     trust: Trust = False

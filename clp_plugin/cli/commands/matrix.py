@@ -12,6 +12,7 @@ from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.bench.grid import GridSettings, defend_all
 from clp_plugin.cli.commands.attack import attack_settings, train_record
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
+from clp_plugin.cli.options import MAX_SEED
 from clp_plugin.cli.requests import AttackRequest, MatrixRequest
 from clp_plugin.cli.showing import show_cell
 from clp_plugin.errors import ConfigError
@@ -98,17 +99,18 @@ def _write_tables(out: Path, outcomes: Sequence[Outcome]) -> list[str]:
     return ["matrix.csv", "matrix.md", "matrix.png", "matrix.pdf"]
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> Sequence[int]:
     """``"0,1,2"`` or ``"0:3"`` (the end excluded).
 
     Raises:
-        ConfigError: If it is neither, or a seed is negative.
+        ConfigError: If it is neither, or a seed is one that no generator takes.
     """
+    first, colon, last = text.partition(":")
     try:
-        first, colon, last = text.partition(":")
-        seeds = list(range(int(first), int(last))) if colon else [int(part) for part in text.split(",")]
+        seeds = range(int(first), int(last)) if colon else [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(f"--seeds: expected whole numbers from 0 on, like 0,1 or 0:3, found {text!r}")
+    ends = [seeds[0], seeds[-1]] if isinstance(seeds, range) and seeds else seeds  # a range may be too long for len
+    if not ends or min(ends) < 0 or max(ends) > MAX_SEED:
+        raise ConfigError(f"--seeds: expected whole numbers from 0 to {MAX_SEED}, like 0,1 or 0:3, found {text!r}")
     return seeds

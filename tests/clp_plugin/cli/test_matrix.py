@@ -153,7 +153,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, more: list
 
 def test_seeds() -> None:
     assert parse_seeds("0,4") == [0, 4]
-    assert parse_seeds("2:5") == [2, 3, 4]
+    assert list(parse_seeds("2:5")) == [2, 3, 4]
     for text in ("", "-1", "3:3", "1.5"):
         with pytest.raises(ConfigError):
             parse_seeds(text)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import bench, refused
 
-from clp_plugin.cli.console import emit_json, say, show_table
+from clp_plugin.cli.console import emit_json, guarded, say, show_table
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.tables import to_csv, to_markdown
@@ -114,17 +114,57 @@ def test_a_device_that_is_not_here_is_a_mistake(device: str) -> None:
 
 
 @pytest.mark.parametrize("seed", ["-1", "12345678901234567890", "1.5"])
-def test_a_seed_that_no_generator_takes_is_a_mistake(seed: str) -> None:
-    said: Any = bench("defend", "--record", "x", "--seed", seed)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["defend", "--record", "x"],
+        ["demo", "--out", "x"],
+        ["attack", "--out", "x"],
+        ["record", "--checkpoint", "x", "--images", "x", "--target", "0", "--out", "x"],
+    ],
+)
+def test_a_seed_that_no_generator_takes_is_a_mistake(command: list[str], seed: str) -> None:
+    said: Any = bench(*command, "--seed", seed)
     assert said.code == 2
     assert "--seed" in said.err
 
 
-def test_a_name_that_no_file_system_takes_is_a_mistake() -> None:
-    assert "there is no record" in refused("defend", "--record", "x" * 300) or True
-    said = refused("defend", "--record", "x" * 5000)
-    assert "x" * 100 in said
-    assert len(said) < 1200
+@pytest.mark.parametrize("seeds", ["0:99999999999999999999", "3,99999999999", "-1", "-2:3", "3:3", "0:x"])
+def test_seeds_that_no_generator_takes_are_a_mistake(seeds: str) -> None:
+    assert "--seeds: expected whole numbers" in refused("matrix", "--seeds", seeds)
+
+
+LONG = "x" * 300  # longer than any file system's names
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["defend", "--record", LONG],
+        ["scan", LONG],
+        ["scan", f"{LONG}/net.pth"],
+        ["list", "records", "--root", LONG],
+        ["demo", "--out", LONG],
+        ["compare", "--record", LONG, "--out", "x"],
+        ["toolbox", "check", "backdoorbench", "--root", LONG],
+        ["list", "attacks", "--registry", LONG],
+    ],
+)
+def test_a_name_that_no_file_system_takes_is_a_mistake(words: list[str]) -> None:
+    said = refused(*words)
+    assert LONG in said
+    assert "File name too long" in said
+
+
+def test_a_message_about_a_long_name_stays_short() -> None:
+    assert len(refused("defend", "--record", "x" * 5000)) < 1200
+
+
+def test_an_error_of_the_operating_system_that_names_no_place_is_a_fault_of_ours() -> None:
+    def work() -> None:
+        raise OSError(5, "Input/output error")
+
+    assert guarded(work, debug=False) == 1
 
 
 def test_a_value_that_only_looks_like_a_date_is_a_mistake() -> None:
