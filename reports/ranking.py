@@ -20,6 +20,7 @@ REMOVED = (
     f"removed: ASR falls to {100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy, on "
     f"records whose attack took (ASR at least {100 * TOOK:g} points above the base rate)"
 )
+_RESAMPLES = 10_000
 Metric = Literal["der", "after_acc", "after_asr", "after_ra"]
 _HIGHER_IS_BETTER: Mapping[Metric, bool] = {"der": True, "after_acc": True, "after_asr": False, "after_ra": True}
 _MEASURED = (
@@ -96,10 +97,12 @@ def leaderboard(frame: pd.DataFrame, *, sort: Metric = "der") -> pd.DataFrame:
         sort: The metric that orders the rows, the best method first.
 
     Returns:
-        One row a method: ``label, records`` (attacked models on which the attack took), ``acc, asr, ra, der, seconds`` (means
-        over these, fractions), ``removed`` (number of them), ``base_rate`` and ``before_acc, before_asr`` of the same models,
-        ``spread`` (the largest range of ASR over runs of one method on one model), ``idle_records`` (models without a working
-        backdoor: clean ones, or ones on which the attack failed) and ``idle_acc_drop`` (mean loss of accuracy on those).
+        One row a method. ``label`` names it, and ``records`` counts the attacked models on which the attack took. Over these
+        go the means ``acc, asr, ra, der`` (fractions), the 95 % interval ``der_low, der_high`` of the mean DER (a bootstrap
+        over records), ``removed`` (a number of models), and ``before_acc, before_asr, base_rate``. ``seconds`` is the mean
+        over all models, and ``spread`` the largest range of ASR over the runs of one method on one model. ``idle_records``
+        counts the models without a working backdoor (clean ones, or ones on which the attack failed), and
+        ``idle_acc_drop`` is the mean loss of accuracy on those.
 
     Raises:
         ConfigError: If no outcome has metrics, or the metric is unknown.
@@ -124,7 +127,7 @@ def has_backdoor(runs: pd.DataFrame) -> pd.Series[bool]:
 
 
 def compare_methods(
-    frame: pd.DataFrame, *, metric: Metric = "der", resamples: int = 10_000, seed: int = 0
+    frame: pd.DataFrame, *, metric: Metric = "der", resamples: int = _RESAMPLES, seed: int = 0
 ) -> list[Comparison]:
     """Compare every pair of methods on the records that both were run on, by a paired bootstrap over records.
 
@@ -160,8 +163,7 @@ def compare_methods(
 def _compared(
     first: str, second: str, both: np.ndarray, metric: Metric, resamples: int, generator: np.random.Generator
 ) -> Comparison:
-    drawn = generator.integers(len(both), size=(resamples, len(both)))
-    low, high = np.quantile(both[drawn].mean(axis=1), (0.025, 0.975))
+    low, high = _interval(both, resamples, generator)
     gain = both if _HIGHER_IS_BETTER[metric] else -both
     better = None
     if low > 0 or high < 0:
@@ -170,8 +172,18 @@ def _compared(
     return Comparison(first, second, len(both), wins, losses, float(both.mean()), float(low), float(high), better)
 
 
+def _interval(values: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean; not a number where there is nothing to resample."""
+    if not len(values):
+        return float("nan"), float("nan")
+    means = values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def _row(label: str, own: pd.DataFrame, took: pd.Series[bool], spread: Mapping[str, float]) -> dict[str, object]:
     attacked, idle = own[took], own[~took]
+    low, high = _interval(attacked["der"].to_numpy(float), _RESAMPLES, np.random.default_rng(0))
     removed = (attacked["after_asr"] <= REMOVED_ASR) & (
         attacked["before_acc"] - attacked["after_acc"] <= REMOVED_ACC_DROP
     )
@@ -185,6 +197,8 @@ def _row(label: str, own: pd.DataFrame, took: pd.Series[bool], spread: Mapping[s
         "asr": attacked["after_asr"].mean(),
         "ra": attacked["after_ra"].mean(),
         "der": attacked["der"].mean(),
+        "der_low": low,
+        "der_high": high,
         "removed": int(removed.sum()),
         "seconds": own["seconds"].mean(),
         "spread": spread.get(label, 0.0),

@@ -1,0 +1,1 @@
+"""One HTML file that people explore: leaderboard, comparison and records, without a network."""
