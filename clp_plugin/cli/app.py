@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from clp_plugin.cli.leaderboard import leaderboard_app
 from clp_plugin.cli.options import MAX_SEED, AsJson, Device, Listed, Registry, Root, Toolbox, refuse, takes
 from clp_plugin.cli.requests import (
     AttackRequest,
@@ -153,6 +154,7 @@ def compare(
     compare_records(record, out, toolbox=toolbox, root=root, registry=registry, as_json=as_json)
 
 
+app.add_typer(leaderboard_app, name="leaderboard")
 app.add_typer(toolbox_app, name="toolbox")
 
 

@@ -36,6 +36,7 @@ FLOORS = (
 )
 LIGHT = {
     "cli.app",
+    "cli.leaderboard",
     "cli.options",
     "cli.requests",
     "cli.option_values",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import filled_folder, write_text_atomically
 from clp_plugin.files.places import folder_to_fill
-from clp_plugin.files.reading import read_text
 from clp_plugin.records.opening import locate_record
 from clp_plugin.registry import load_catalogue
+from clp_plugin.store.analyses import channel_table
 from clp_plugin.store.frame import outcomes_frame
-from clp_plugin.store.layout import ANALYSIS, DEFENSES, LOGS, clear_dead_runs
+from clp_plugin.store.layout import DEFENSES, LOGS, clear_dead_runs
 from clp_plugin.store.outcomes import Outcome, load_outcomes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def compare_records(
@@ -52,7 +48,7 @@ def compare_records(
             write_text_atomically(out / "matrix.md", matrix_markdown(frame))
             save_figure(matrix_figure(frame), out / "matrix")
             written.append("matrix.md, .png and .pdf")
-        correlations = {path.name: table for path in paths if (table := _correlation(path)) is not None}
+        correlations = {path.name: table for path in paths if (table := channel_table(path)) is not None}
         if correlations:
             save_figure(correlation_figure(correlations), out / "uclc_tac")
             written.append("uclc_tac.png and .pdf")
@@ -78,19 +74,6 @@ def _outcomes(path: Path) -> list[Outcome]:
             f"{path}: expected outcomes below {folder}, found none; run `bench defend` on this record first"
         )
     return found
-
-
-def _correlation(path: Path) -> pd.DataFrame | None:
-    """The table of the latest `bench correlate` on the record."""
-    import pandas as pd
-
-    tables = sorted((path / ANALYSIS).glob("correlate-*/tac.csv"), key=lambda table: table.stat().st_mtime)
-    if not tables:
-        return None
-    try:
-        return pd.read_csv(io.StringIO(read_text(tables[-1], raises=ConfigError)))
-    except ValueError as error:
-        raise ConfigError(f"{tables[-1]} is not a table: {error}; run `bench correlate` again") from error
 
 
 def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:

@@ -1,0 +1,101 @@
+"""``bench leaderboard``: what was run below some folders, ranked, tabulated and as a page, by commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from command_line import bench, refused
+
+from clp_plugin.store.outcomes import Outcome, save_outcome
+
+CELL = {
+    "record", "attack", "dataset", "architecture", "method", "implementation", "seed", "protocol", "status", "before_acc",
+    "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds", "error",
+}  # fmt: skip
+
+
+def store(root: Path, record: str, method: str, asr: float, **changes: Any) -> None:
+    counts = {"n_clean": 100, "n_triggered": 90, "base_rate": 0.0, "ra": 0.5}
+    place = root / record
+    facts: dict[str, Any] = {
+        "method": method, "command": "", "seed": 0, "device": "cpu", "seconds": 1.0,
+        "provenance": {
+            "attack": record.split("-")[0], "dataset": "d", "architecture": "a", "sha256": record, "path": str(place),
+        },
+        "before": {"acc": 0.9, "asr": 1.0, **counts}, "after": {"acc": 0.8, "asr": asr, **counts}, "der": (1.9 - asr) / 2,
+    }  # fmt: skip
+    outcome = Outcome(**{**facts, **changes})
+    save_outcome(outcome, place / "defense" / method / f"seed{outcome.seed}" / "outcome.json")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for record, clp, ft in (("badnets-seed0", 0.1, 0.5), ("badnets-seed1", 0.3, 0.7), ("wanet-seed0", 0.9, 0.8)):
+        store(tmp_path, record, "clp", clp)
+        store(tmp_path, record, "ft", ft)
+    sweep = tmp_path / "wanet-seed0" / "analysis" / "sweep-paper-reshaped"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.csv").write_text("u,pruned,acc,asr,ra\n1.0,9,0.5,0.2,\n3.0,1,0.9,0.8,0.1\n")
+    return tmp_path
+
+
+def test_cells_methods_and_statements_are_told_to_scripts(runs: Path) -> None:
+    told = bench("leaderboard", "show", runs, "--json").json
+    assert {frozenset(cell) for cell in told["cells"]} == {frozenset(CELL)}
+    assert [(row["label"], row["records"]) for row in told["methods"]] == [("clp", 3), ("ft", 3)]
+    assert told["methods"][0]["asr"] == pytest.approx((0.1 + 0.3 + 0.9) / 3)
+    assert "cannot tell" in told["statements"][0]
+
+
+def test_people_see_the_same_table(runs: Path) -> None:
+    shown = bench("leaderboard", "show", runs / "badnets-seed0", runs / "badnets-seed1", "--sort", "asr")
+    assert shown.code == 0
+    assert "20.00" in shown.out
+    assert "removed: ASR falls to 10 % or less" in shown.err
+
+
+def test_one_outcome_below_two_folders_counts_once(runs: Path) -> None:
+    assert len(bench("leaderboard", "show", runs, runs / "wanet-seed0", "--json").json["cells"]) == 6
+
+
+def test_outcomes_are_chosen_by_their_columns(runs: Path) -> None:
+    told = bench("leaderboard", "show", runs, "--where", "attack=wanet", "--where", "method=clp", "--json").json
+    assert [(cell["attack"], cell["method"]) for cell in told["cells"]] == [("wanet", "clp")]
+    assert "there are: badnets, wanet" in refused("leaderboard", "show", runs, "--where", "attack=nope")
+    assert "unknown column 'attacks'" in refused("leaderboard", "show", runs, "--where", "attacks=nope")
+    assert "expected COLUMN=VALUE" in refused("leaderboard", "show", runs, "--where", "attack")
+
+
+def test_tables_of_the_paper_and_the_figure_of_sweeps_are_written(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables"
+    told = bench("leaderboard", "tables", runs, "--out", out, "--json").json
+    assert {path.name for path in out.iterdir()} == set(told["files"]) == {
+        "performance.md", "performance.tex", "performance.csv", "seconds.csv", "sweeps.png", "sweeps.pdf",
+    }  # fmt: skip
+    table = pd.read_csv(out / "performance.csv", index_col="attack")
+    assert table.loc["badnets", "clp ASR"] == pytest.approx(20)
+    assert table.loc["Average", "ft ASR"] == pytest.approx((60 + 80) / 2)
+
+
+def test_a_page_holds_runs_and_stored_sweeps(runs: Path, tmp_path: Path) -> None:
+    told = bench("leaderboard", "page", runs, "--out", tmp_path / "page.html", "--title", "Mine", "--json").json
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (told["runs"], told["records"], told["bytes"]) == (6, 3, len(html.encode()))
+    data = json.loads(html.partition('type="application/json">')[2].partition("</script>")[0])
+    assert data["records"]["wanet-seed0"]["sweep"][0] == {"u": 1.0, "pruned": 9, "acc": 0.5, "asr": 0.2, "ra": None}
+
+
+def test_a_folder_without_outcomes_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "run `bench defend` on some records first" in refused("leaderboard", "show", tmp_path / "empty")
+    assert "there is no folder" in refused("leaderboard", "page", tmp_path / "no")
+
+
+def test_a_damaged_sweep_is_told_by_its_path(runs: Path) -> None:
+    file = runs / "wanet-seed0" / "analysis" / "sweep-paper-reshaped" / "sweep.csv"
+    file.write_text("")
+    assert f"{file} is not a table" in refused("leaderboard", "page", runs, "--out", runs / "p.html")
