@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_text_atomically
+from clp_plugin.files.locks import claimed
 from clp_plugin.files.reading import read_yaml
 
 APP = "clp-plugin"
@@ -78,10 +79,11 @@ def load_settings() -> Settings:
 
 def remember_toolbox(name: str, root: Path) -> Path:
     """Store where a toolbox lies; other settings stay. Returns the configuration file."""
-    settings = load_settings()
-    toolboxes = {**settings.toolboxes, name: ToolboxSettings(root=root)}
-    plain = settings.model_copy(update={"toolboxes": toolboxes}).model_dump(mode="json")
-    write_text_atomically(config_file(), yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
+    with claimed(config_file()):  # two at a time are both remembered
+        settings = load_settings()
+        toolboxes = {**settings.toolboxes, name: ToolboxSettings(root=root)}
+        plain = settings.model_copy(update={"toolboxes": toolboxes}).model_dump(mode="json")
+        write_text_atomically(config_file(), yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
     return config_file()
 
 

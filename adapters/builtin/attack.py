@@ -16,7 +16,8 @@ from torch import nn
 
 from clp_plugin.errors import RecordError
 from clp_plugin.files.atomic import delete, write_json_atomically
-from clp_plugin.files.locks import claimed
+from clp_plugin.files.locks import claimed_inside
+from clp_plugin.files.places import folder_to_fill
 from clp_plugin.files.reading import read_json
 from clp_plugin.networks.devices import pick_device, seeded
 from clp_plugin.networks.precision import resolve
@@ -78,7 +79,7 @@ def attacked(
     """
     device = pick_device(device)
     unfinished = out / UNFINISHED
-    with claimed(out, wait=reuse):
+    with claimed_inside(folder_to_fill(out), wait=reuse):
         if force or not (is_finished(settings, out) and (reuse or unfinished.exists())):
             _require_ours(settings, out, force=force)
             _attack(settings, out, device, progress, attack_type)
@@ -109,7 +110,7 @@ def is_finished(settings: AttackSettings, out: Path) -> bool:
     try:
         require_files(out)
         return read_description(out).settings == _as_stored(settings)
-    except RecordError:
+    except (RecordError, OSError):  # OSError: a name that the system cannot even look up
         return False
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from clp_plugin.files.atomic import staged_folder
 from clp_plugin.files.locks import NEW, beside, claimed, clear_dead
+from clp_plugin.files.places import refusals_told
 
 
 @contextlib.contextmanager
@@ -35,15 +36,16 @@ def workspace(checkout: Path, *, own: Collection[str], avoid: str) -> Iterator[P
     run = base / f"clp-plugin-{secrets.token_hex(8)}"
     temporary = beside(run, NEW)
     with claimed(run):  # so that the next run can tell whether this one is alive
-        temporary.mkdir(mode=0o700)
         # Scripts put `..` on their search path, so nothing may lie beside the workspace.
         place = temporary / "toolbox"
-        place.mkdir()
-        for item in checkout.iterdir():
-            if item.name not in own and item.name != ".git":
-                (place / item.name).symlink_to(item.absolute(), target_is_directory=item.is_dir())
-        for name in own:
-            (place / name).mkdir()
+        with refusals_told(temporary):
+            temporary.mkdir(mode=0o700)
+            place.mkdir()
+            for item in checkout.iterdir():
+                if item.name not in own and item.name != ".git":
+                    (place / item.name).symlink_to(item.absolute(), target_is_directory=item.is_dir())
+            for name in own:
+                (place / name).mkdir()
         yield place
 
 

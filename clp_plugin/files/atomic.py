@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from clp_plugin.files import places
-from clp_plugin.files.locks import NEW, OLD, beside, claimed
+from clp_plugin.files.locks import NEW, OLD, beside, claimed, claimed_inside
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -125,7 +125,7 @@ def staged_folder(destination: Path) -> Iterator[Path]:
 def filled_folder(folder: Path) -> Iterator[Path]:
     """A folder into which files are written one by one; one run at a time, and what else is in it stays.
 
-    It is made with the first file. Another run waits, and says so.
+    Another run waits, and says so. A folder that gets no file is not made.
 
     Args:
         folder: There or not. Links are followed.
@@ -133,7 +133,7 @@ def filled_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ConfigError: If something else than a folder stands there, or it cannot be written.
     """
-    with claimed(places.folder_to_fill(folder)):
+    with claimed_inside(places.folder_to_fill(folder)):
         yield folder
 
 

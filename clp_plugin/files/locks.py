@@ -20,6 +20,7 @@ from clp_plugin.files import places
 
 NEW, OLD, _LOCK = ".clp-new", ".clp-old", ".clp-lock"
 _UNFINISHED = re.compile(rf"\.(.+)(?:{'|'.join(map(re.escape, (NEW, OLD, _LOCK)))})", re.DOTALL)
+_WHOLE = "folder"  # stands for all that is in the folder
 _PATIENCE = 1.0  # seconds: a run that only looks for leftovers holds a lock for a moment
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,23 @@ def claimed(place: Path, *, wait: bool = True) -> Iterator[None]:
         ConfigError: If another run has the place and ``wait`` is False, or the place cannot be written.
     """
     place = Path(os.path.realpath(place))
+    with _queued(place, told=place, wait=wait):
+        yield
+
+
+@contextlib.contextmanager
+def claimed_inside(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """As :func:`claimed`, for a folder that is filled and never replaced: the folder above it need not be writable."""
+    folder = Path(os.path.realpath(folder))
+    with _queued(folder / _WHOLE, told=folder, wait=wait):
+        clear_dead(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _queued(place: Path, *, told: Path, wait: bool) -> Iterator[None]:
     with contextlib.ExitStack() as held:
-        with places.refusals_told(place):
+        with places.refusals_told(told):
             for parent in [parent for parent in place.parents if not parent.exists()][::-1]:
                 parent.mkdir(exist_ok=True)
                 held.callback(_remove_empty, parent)
@@ -53,9 +69,9 @@ def claimed(place: Path, *, wait: bool = True) -> Iterator[None]:
             except TimeoutError:
                 if not wait:
                     raise ConfigError(
-                        f"{place}: another run is writing there; wait until it has ended, or choose another place"
+                        f"{told}: another run is writing there; wait until it has ended, or choose another place"
                     ) from None
-                _log.warning("waiting for another run that writes %s", place)
+                _log.warning("waiting for another run that writes %s", told)
                 held.enter_context(_hold(place, -1))
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from interruptions import fork, needs_fork, wait
 
 from clp_plugin.config import Settings, config_file, data_folder, load_settings, remember_toolbox
 from clp_plugin.errors import ConfigError
@@ -31,6 +32,13 @@ def test_remembered_toolboxes_are_found_again_beside_each_other(own_config: Path
         "other": tmp_path / "c",
     }
     assert "ä" in own_config.read_text(encoding="utf-8")
+
+
+@needs_fork
+def test_toolboxes_remembered_at_the_same_time_are_all_remembered(tmp_path: Path) -> None:
+    children = [fork(lambda name=name: remember_toolbox(name, tmp_path / name)) for name in "abcdef"]
+    assert [wait(child) for child in children] == [0] * 6
+    assert sorted(load_settings().toolboxes) == list("abcdef")
 
 
 def test_an_empty_file_is_as_good_as_none(own_config: Path) -> None:

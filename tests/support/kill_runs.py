@@ -10,15 +10,20 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from command_line import bench
 from interruptions import content, fork, kill, steps, wait
 
+from clp_plugin.adapters.builtin import settings
+from clp_plugin.adapters.builtin.training.recipe import Recipe
+from clp_plugin.cli.commands import attack as attack_command
+
 TINY = [
-    "--dataset", "digits", "--n-train", "64", "--n-test", "40", "--model", "resnet18", "--width", "2", "--epochs", "1",
+    "--dataset", "digits", "--n-train", "300", "--n-test", "40", "--model", "resnet18", "--width", "2", "--epochs", "1",
     "--batch-size", "32", "--lr", "0.05", "--target", "1", "--device", "cpu",
 ]  # fmt: skip
 _VOLATILE = ("seconds", "created", "command")
@@ -64,6 +69,18 @@ COMMANDS = {
         ]
     ),
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def tiny_matrix() -> Iterator[None]:
+    """Inside, the preset of ``bench matrix`` is as small as the attack of ``COMMANDS``."""
+    recipe = Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32")
+    small = replace(
+        settings.PRESETS["small"], recipe=recipe, n_train=300, n_test=40, model_options={"width": 2, "blocks": (1,)}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attack_command, "PRESETS", {**settings.PRESETS, "small": small})
+        yield
 
 
 def prepared(name: str, folder: Path) -> Path:
@@ -139,8 +156,7 @@ def several_at_a_time(name: str, folder: Path, *, processes: int = 3, kill_first
     shutil.copytree(base, place)
     children = [fork(lambda: command.run(place)) for _ in range(processes - 1)]
     if kill_first_at is not None:
-        with contextlib.suppress(AssertionError):
-            kill(lambda: command.run(place), kill_first_at)
+        kill(lambda: command.run(place), kill_first_at)
     assert [wait(child) for child in children] == [0] * len(children)
     if command.gives_way or kill_first_at is not None:
         command.run(place)

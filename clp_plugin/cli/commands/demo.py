@@ -21,6 +21,7 @@ from clp_plugin.evidence.correlation import Correlation, correlate
 from clp_plugin.evidence.sweep import SweepRow, parse_range
 from clp_plugin.evidence.tac import trigger_activated_change
 from clp_plugin.files.atomic import filled_folder
+from clp_plugin.files.places import folder_to_fill
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.opening import load_adapter
@@ -35,6 +36,7 @@ _EXAMPLES = 8
 
 def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     """Run the whole path once and say plainly what happened at the default u."""
+    folder_to_fill(out)
     start = time.perf_counter()
     device = pick_device(device)
     if (out / DESCRIPTION).is_file() and not (out / UNFINISHED).is_file():

@@ -14,7 +14,13 @@ import torch
 from interruptions import content, ctrl_c, fork, kill, needs_fork, wait
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.atomic import staged_folder, write_atomically, write_json_atomically, write_text_atomically
+from clp_plugin.files.atomic import (
+    filled_folder,
+    staged_folder,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from clp_plugin.files.checkpoints import load_checkpoint, save_weights
 from clp_plugin.files.locks import clear_dead
 from clp_plugin.reports._style import new_figure, save_figure
@@ -169,6 +175,27 @@ def test_a_folder_without_permission_is_said_in_one_line(tmp_path: Path) -> None
     for parent in tmp_path.parents[:2]:
         parent.chmod(parent.stat().st_mode | 0o111)
     assert wait(fork(as_nobody)) == 0
+
+
+@needs_fork
+def test_a_folder_is_filled_though_nothing_may_be_put_beside_it(tmp_path: Path) -> None:
+    """As the mount point of a volume in a container: its own files can be written, the folder above cannot."""
+    folder = tmp_path / "above" / "volume"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    folder.parent.chmod(0o555)
+
+    def as_nobody() -> None:
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        with filled_folder(folder):
+            write_text_atomically(folder / "x.txt", "new")
+
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    tmp_path.chmod(0o755)
+    assert wait(fork(as_nobody)) == 0
+    assert content(folder) == {"x.txt": b"new"}
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from interruptions import content, fork, needs_fork, wait
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import staged_folder, write_text_atomically
-from clp_plugin.files.locks import claimed, clear_dead
+from clp_plugin.files.locks import claimed, claimed_inside, clear_dead
 
 pytestmark = needs_fork
 
@@ -117,6 +117,25 @@ def test_only_what_is_dead_is_cleared_at_any_depth(tmp_path: Path) -> None:
     assert content(dead) == {"ready": b"", "gone/a.txt": b"was there", ".mine.new": b"the user's own"}
     assert ".result.clp-new/half.txt" in content(alive)
     end(child)
+
+
+def test_one_run_at_a_time_fills_a_folder_and_what_is_not_filled_is_not_made(tmp_path: Path) -> None:
+    def hold() -> None:
+        with claimed_inside(tmp_path / "deep" / "out"):
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    child = stuck_in(hold, tmp_path / "ready")
+    told = pytest.raises(ConfigError, match=r"deep/out: another run is writing there")
+    with told, claimed_inside(tmp_path / "deep" / "out", wait=False):
+        pass
+    end(child)
+    with claimed_inside(tmp_path / "deep" / "out", wait=False), claimed_inside(tmp_path / "deep" / "out"):
+        pass
+    with claimed_inside(tmp_path / "other" / "out"):
+        pass
+    assert not (tmp_path / "other").exists()
+    assert content(tmp_path) == {"ready": b"", "deep/out": b"folder"}
 
 
 def test_a_place_may_be_claimed_again_by_its_owner(tmp_path: Path) -> None:
