@@ -134,7 +134,9 @@ def last_layer(view: FusedView) -> LinearLayer:
     """
     graph = view.graphs[0]
     carrying = _carrying(graph)
-    layers = [layer for layer in view.layers if layer.kind != "head" and layer.name in carrying]
+    layers = [
+        layer for layer in view.layers if layer.kind != "head" and layer.name in carrying and not layer.unprunable
+    ]
     if not layers:
         raise ConfigError("fp prunes the last convolution, and this network has none besides its classifier; use ft")
     depths = _depths(graph)

@@ -34,7 +34,8 @@ def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "da
             with the last Conv2d registered before it), for parity runs.
 
     Raises:
-        PairingError: If the model cannot be run at this input size, or the published rule fails on it.
+        PairingError: If the model cannot be run at this input size, runs none of its own modules, or the published rule
+            fails on it.
 
     Source:
         CLP 4.4 (a Conv-BN block is one linear layer). Deviation: the paper pairs by hand, the published code by
@@ -62,6 +63,11 @@ def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "da
             layers += [replace(layer, why=f"{layer.why}; training only") for layer in extra]
             left_out = unscored(graph) | left_out
     executed = set().union(*map(_executed, graphs))
+    if wanted and not executed:
+        raise PairingError(
+            "none of the network's convolutions and BatchNorms ran: its forward calls modules of another object, as a function "
+            "does that was put in the place of forward; make it a method of the class"
+        )
     scored = {part for layer in layers for part in (layer.name, *layer.conv)}
     inner = {name for name in executed if isinstance(modules[name], nn.Linear)} - scored
     listed = {layer.name for layer in layers}

@@ -75,8 +75,9 @@ def _follow(network: nn.Module, image: torch.Tensor, training_modules: Sequence[
     for name in training_modules:
         network.get_submodule(name).training = True
     for name, module in network.named_modules():
-        module.register_forward_pre_hook(follower.starting(name), prepend=True)
-        module.register_forward_hook(follower.ending)
+        if not isinstance(module, torch.jit.ScriptModule):  # these take no hooks
+            module.register_forward_pre_hook(follower.starting(name), prepend=True)
+            module.register_forward_hook(follower.ending)
         if is_batchnorm(module) or isinstance(module, (*CONV_TYPES, nn.Linear)):
             module.register_forward_pre_hook(follower.entering(name), with_kwargs=True, prepend=True)
             module.register_forward_hook(follower.leaving(name, module))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -20,13 +21,31 @@ def copy_of(model: AnyModule) -> AnyModule:
     ``spectral_norm`` leave on the module.
     """
     with _TensorsCopied(lambda tensor: tensor.detach().clone(), only=lambda tensor: not tensor.is_leaf):
-        return copy.deepcopy(model)
+        return _deep_copy(model)
 
 
 def shapes_of(model: AnyModule) -> AnyModule:
     """A deep copy whose tensors live on the meta device: shapes, types and strides without numbers and memory."""
     with _TensorsCopied(lambda tensor: torch.empty_like(tensor, device="meta"), only=lambda _: True):
+        return _deep_copy(model)
+
+
+def _deep_copy(model: AnyModule) -> AnyModule:
+    """A deep copy that shares attributes which cannot be copied, such as locks and open files."""
+    try:
         return copy.deepcopy(model)
+    except Exception:  # whatever an attribute of somebody's module raises
+        attributes = (item for module in model.modules() for item in vars(module).items())
+        shared = {id(value): value for name, value in attributes if name not in _OF_EVERY_MODULE and not _copies(value)}
+        return copy.deepcopy(model, shared)
+
+
+def _copies(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # as above
+        return False
+    return True
 
 
 class _TensorsCopied(TorchFunctionMode):

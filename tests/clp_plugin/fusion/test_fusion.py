@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -240,6 +241,28 @@ def test_convolution_whose_silence_a_layer_norm_breaks_is_scored_and_marked(buil
     assert "LayerNorm" in view.layer("conv2").unprunable
     assert "never pruned" in next(line for line in str(view).splitlines() if line.startswith("conv2"))
     assert view.layer("bn1").unprunable == ""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_scripted_parts_and_what_cannot_be_copied_are_no_obstacle(build: Build) -> None:
+    class Act(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) + 1
+
+    net = build("plain")
+    net.lock, net.act = threading.Lock(), torch.jit.script(Act())
+    wired = net._wiring
+    net._wiring = lambda n, x: wired(n, n.act(x))
+    with untouched(net):
+        assert described(fuse(net, (3, 8, 8))) == CASES["plain"].layers
+
+
+def test_forward_that_calls_modules_of_another_object_is_refused(build: Build) -> None:
+    net = build("plain")
+    inner = net.forward
+    net.forward = lambda x: inner(x)
+    with untouched(net), pytest.raises(PairingError, match="none of the network's convolutions and BatchNorms ran"):
+        fuse(net, (3, 8, 8))
 
 
 def test_layer_of_unknown_name_is_a_key_error(build: Build) -> None:
