@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from clp_plugin.errors import CheckpointError
 from clp_plugin.networks.alignment import Alignment, Gaps, alignments, bare, gaps_of, shape_of
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.kinds import CONV_TYPES
 
 
@@ -106,7 +106,7 @@ def _load_by_its_own_rules(model: nn.Module, weights: Mapping[str, Any], alignme
     """Modules may rename what older versions of theirs stored while it is loaded; None if that does not help either."""
     inner = {key: alignment.inner(key) for key in weights}
     given = OrderedDict((alignment.around + name, weights[key]) for key, name in inner.items() if name is not None)
-    trial = copy.deepcopy(model)
+    trial = copy_of(model)
     try:
         _load(trial, given, weights, alignment, assign=True)
     except (RuntimeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from clp_plugin.errors import CheckpointError, ConfigError
 from clp_plugin.files.containers import Part, beside, names_of, parts_of, with_part_replaced
 from clp_plugin.files.stored import StoredCheckpoint, read_stored, require_writable_form, write_like
 from clp_plugin.networks.architectures import architecture_file, build_model, default_input_shape
+from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.fitting import Fit, fit_state_dict, width_wanted
 from clp_plugin.networks.guessing import (
     guess_input_shape,
@@ -143,26 +144,16 @@ def load_network(
     if (arch is None or classes_in is not None) and _is_network(parts[0].holder):
         if options:
             raise ConfigError(f"{checkpoint} holds a whole module, which is taken as it is; leave --arch-option out")
-        model = unwrap(parts[0].holder).eval()
-        fit = Fit({name: f"{_prefix(parts[0].holder, model)}{name}" for name in model.state_dict()})
-        return _loaded(stored, parts, parts[0], model, fit, *_shape(model, input_shape, arch=None, options={}))
+        return _whole_module(stored, parts[0], input_shape)
     if arch is None:
         scripted = "is TorchScript, whose layers cannot be followed, but it " if stored.form == "torchscript" else ""
         raise ConfigError(f"{checkpoint} {scripted}{_SAY_ARCH}")
     if options and "num_classes" in options:
         raise ConfigError("--arch-option num_classes: the number of classes is given by --num-classes")
     request = _Request(f"{checkpoint} as {arch}", arch, dict(options or {}), num_classes, strict)
-    refused: list[CheckpointError] = []
-    for part in parts:
-        try:
-            model, fit, guessed = _network(part.weights, request)
-        except CheckpointError as error:
-            refused.append(error)
-            continue
-        shape, guessed_shape = _shape(model, input_shape, arch=arch, options=request.options)
-        return _loaded(stored, parts, part, model, fit, shape, (*guessed, *guessed_shape))
-    others = f"; other weights in the file, for --key: {names_of(parts[1:])}" if parts[1:] else ""
-    raise CheckpointError(f"{refused[0]} (--arch, --arch-option, --num-classes){others}") from refused[0]
+    part, model, fit, guessed = _first_that_fits(parts, request)
+    shape, guessed_shape = _shape(model, input_shape, arch=arch, options=request.options)
+    return _loaded(stored, part, model, fit, shape=shape, guessed=(*guessed, *guessed_shape))
 
 
 @dataclass(frozen=True)
@@ -176,6 +167,28 @@ class _Request:
 
 def _is_network(holder: object) -> bool:
     return isinstance(holder, nn.Module) and not isinstance(holder, torch.jit.ScriptModule)
+
+
+def _whole_module(stored: StoredCheckpoint, part: Part, input_shape: Shape | None) -> LoadedNetwork:
+    """A module that was pickled with its class; a copy, because it is written back as it was."""
+    holder: Any = part.holder
+    inner = unwrap(holder)
+    wrappers = next(name for name, module in holder.named_modules() if module is inner)
+    model = copy_of(inner).eval()
+    fit = Fit({key: f"{wrappers}.{key}".removeprefix(".") for key in model.state_dict()})
+    shape, guessed = _shape(model, input_shape, arch=None, options={})
+    return _loaded(stored, part, model, fit, shape=shape, guessed=guessed)
+
+
+def _first_that_fits(parts: Sequence[Part], request: _Request) -> tuple[Part, nn.Module, Fit, tuple[str, ...]]:
+    refused: list[CheckpointError] = []
+    for part in parts:
+        try:
+            return part, *_network(part.weights, request)
+        except CheckpointError as error:
+            refused.append(error)
+    others = f"; other weights in the file, for --key: {names_of(parts[1:])}" if parts[1:] else ""
+    raise CheckpointError(f"{refused[0]} (--arch, --arch-option, --num-classes){others}") from refused[0]
 
 
 def _network(weights: Mapping[str, Any], request: _Request) -> tuple[nn.Module, Fit, tuple[str, ...]]:
@@ -214,26 +227,15 @@ def _shape(
     return shape, () if given else (f"an input of {','.join(map(str, shape))} (--input-size)",)
 
 
-def _prefix(holder: object, model: nn.Module) -> str:
-    """What the wrappers around a whole module put in front of its keys."""
-    names = {module: name for name, module in cast("nn.Module", holder).named_modules()}
-    return f"{names[model]}." if names[model] else ""
-
-
 def _loaded(
-    stored: StoredCheckpoint,
-    parts: Sequence[Part],
-    part: Part,
-    model: nn.Module,
-    fit: Fit,
-    shape: Shape,
-    guessed: tuple[str, ...],
+    stored: StoredCheckpoint, part: Part, model: nn.Module, fit: Fit, *, shape: Shape, guessed: tuple[str, ...]
 ) -> LoadedNetwork:
+    others = (other for other in parts_of(stored.content, stored.path) if other.path != part.path)
     return LoadedNetwork(
         model=model,
         input_shape=shape,
         taken=part.name,
-        others=tuple(other.name or "the file itself" for other in parts if other is not part),
+        others=tuple(other.name or "the file itself" for other in others),
         beside=beside(stored.content, part),
         adapted=fit.adapted,
         guessed=guessed,
@@ -243,11 +245,13 @@ def _loaded(
     )
 
 
-def _in_stored_precision(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def _in_stored_precision(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Tensor]:
     """Stored key to what is to be stored: the old tensor where nothing changed; tensors that shared memory still do."""
     found: dict[str, Tensor] = {}
     shared: dict[tuple[object, ...], Tensor] = {}
     for key, (old, new) in pairs.items():
+        if not isinstance(old, Tensor):  # the state of a module that is no tensor
+            continue
         value = old if torch.equal(old.to(new.dtype), new.cpu()) else new.detach().cpu().to(old.dtype)
         place = (old.data_ptr(), tuple(old.shape), old.stride())
         twin = shared.setdefault(place, value)

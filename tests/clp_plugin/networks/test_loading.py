@@ -36,6 +36,15 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(self.more(self.bn(self.conv(x)).relu()).mean((2, 3)))
 
+class Stateful(Net):
+    count = 3
+
+    def get_extra_state(self):
+        return {"count": self.count}
+
+    def set_extra_state(self, state):
+        self.count = state["count"]
+
 class Generator(nn.Module):
     def __init__(self):
         super().__init__()
@@ -131,6 +140,10 @@ LAYOUTS: dict[str, Layout] = {
         ".pt", lambda u, m: {"netG": u.make("Generator").state_dict(), "deep": {"netC": m.state_dict()}},
         lambda c: c["deep"]["netC"], lambda u: u.make(seed=9), "",
     ),
+    "state that is no tensor": (
+        ".pt", lambda u, m: {**m.state_dict(), "_extra_state": {"count": 5}}, lambda c: c,
+        lambda u: u.make("Stateful", seed=9), "",
+    ),
     "list": (".pt", lambda u, m: [7, m.state_dict()], lambda c: c[1], lambda u: u.make(seed=9), ""),
     "tuple": (".pt", lambda u, m: (m.state_dict(), 7), lambda c: c[0], lambda u: u.make(seed=9), ""),
     "averaged model": (".pt", lambda u, m: averaged(m), lambda c: c,
@@ -177,7 +190,7 @@ def test_a_repaired_file_is_read_by_the_users_own_script(user: User, tmp_path: P
     suffix, content, pick, mine, prefix = LAYOUTS[name]
     source, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     torch.save(content(user, user.make()), source, _use_new_zipfile_serialization=not legacy)
-    loaded = load_network(source, arch=user.arch())
+    loaded = load_network(source, arch=user.arch("Stateful" if name == "state that is no tensor" else "Net"))
     model = repaired(loaded, out)
     before, after = torch.load(source), torch.load(out)
     assert (out.read_bytes()[:2] == b"PK") is not legacy
@@ -199,7 +212,7 @@ def test_what_was_taken_and_what_else_there_is_is_said(user: User, tmp_path: Pat
     assert torch.equal(loaded.model.state_dict()["fc.weight"], states["model"]["fc.weight"])
     assert "took the weights under model; also there: model_ema (--key takes another)" in loaded.notes()[0]
     other = load_network(path, arch=user.arch(), key="model_ema")
-    assert other.taken == "model_ema"
+    assert (other.taken, other.others) == ("model_ema", ("model",))
     assert torch.equal(other.model.state_dict()["fc.weight"], states["model_ema"]["fc.weight"])
     repaired(other, tmp_path / "out.pt")
     assert differences(torch.load(path), torch.load(tmp_path / "out.pt")) == [f"/model_ema/{key}" for key in KEYS]
@@ -310,7 +323,7 @@ def test_a_whole_module_comes_back_as_the_class_that_it_was(
     vars(script).update(user.names)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "training_script", script)
-        model = user.make()
+        model = user.make().train()
         torch.save({"model": model, "epoch": 1} if nested else model, source, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"training_script\.Net.*--trust"):
         load_network(source, arch=user.arch())
@@ -323,6 +336,7 @@ def test_a_whole_module_comes_back_as_the_class_that_it_was(
     back = torch.load(out, weights_only=False)
     back = back["model"] if nested else back
     assert type(back) is user.names["Net"]
+    assert back.training
     image = torch.rand(2, 3, 8, 8)
     assert torch.equal(back.eval()(image), expected(image))
 
