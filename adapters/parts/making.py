@@ -12,7 +12,7 @@ import numpy as np
 from clp_plugin.config import remember_own_code
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import staged_folder
-from clp_plugin.networks.guessing import input_channels
+from clp_plugin.networks.guessing import channels_taken
 from clp_plugin.networks.loading import LoadedNetwork, load_network
 from clp_plugin.records.parts import classes_of
 from clp_plugin.store.outcomes import versions
@@ -172,7 +172,7 @@ def _network(request: PartsRequest, images: LabelledImages) -> tuple[LoadedNetwo
         strict=request.strict,
     )
     if request.input_shape is None and held is None and size is not None:
-        return network, (input_channels(network.model) or 3, *size)
+        return network, (channels_taken(network.model, *size) or 3, *size)
     return network, network.input_shape
 
 

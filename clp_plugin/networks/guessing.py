@@ -51,14 +51,27 @@ def head_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def guess_input_shape(model: nn.Module) -> tuple[int, int, int]:
-    """The first usual size on which a network runs, with the channels of its first convolution.
+    """The first usual size on which a network runs, square, with as many channels as it takes.
 
     Args:
         model: In eval mode.
     """
-    channels = input_channels(model) or 3
-    shapes = [(channels, size, size) for size in _USUAL_SIZES]
-    return next((shape for shape in shapes if runs_on(model, shape)), shapes[0])
+    shapes = ((channels_taken(model, size, size), size, size) for size in _USUAL_SIZES)
+    known = ((channels, height, width) for channels, height, width in shapes if channels is not None)
+    return next(known, (_first_channels(model), _USUAL_SIZES[0], _USUAL_SIZES[0]))
+
+
+def channels_taken(model: nn.Module, height: int, width: int) -> int | None:
+    """How many channels an input of this size has: those of the first convolution, or 3 or 1 where the image is rearranged
+    in front of it; None if the network runs on none of them.
+
+    Args:
+        model: In eval mode.
+        height: In pixels.
+        width: In pixels.
+    """
+    likely = dict.fromkeys((_first_channels(model), 3, 1))
+    return next((channels for channels in likely if runs_on(model, (channels, height, width))), None)
 
 
 def runs_on(model: nn.Module, shape: tuple[int, int, int]) -> bool:
@@ -72,12 +85,6 @@ def runs_on(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     return True
 
 
-def input_channels(model: nn.Module) -> int | None:
-    """Input channels of the first convolution; None without one."""
-    convolutions: Iterator[Any] = (module for module in model.modules() if isinstance(module, CONV_TYPES))
-    return next((int(module.weight.shape[1] * module.groups) for module in convolutions), None)
-
-
 def size_in(options: Mapping[str, object]) -> tuple[int, int] | None:
     """The height and width that options of an architecture give."""
     given = next((options[name] for name in _SIZE_OPTIONS if name in options), None)
@@ -86,6 +93,12 @@ def size_in(options: Mapping[str, object]) -> tuple[int, int] | None:
     if isinstance(given, (list, tuple)) and len(given) >= 2 and all(isinstance(side, int) for side in given):
         return int(given[-2]), int(given[-1])
     return None
+
+
+def _first_channels(model: nn.Module) -> int:
+    """Input channels of the first convolution; 3 without one."""
+    convolutions: Iterator[Any] = (module for module in model.modules() if isinstance(module, CONV_TYPES))
+    return next((int(module.weight.shape[1] * module.groups) for module in convolutions), 3)
 
 
 def _depth_of_head(key: str) -> int | None:

@@ -20,7 +20,6 @@ from clp_plugin.networks.fitting import Fit, fit_state_dict, width_wanted
 from clp_plugin.networks.guessing import (
     guess_input_shape,
     infer_num_classes,
-    input_channels,
     runs_on,
     size_in,
 )
@@ -219,7 +218,7 @@ def _shape(
     if given is None and arch is not None and arch.startswith(("torchvision:", "timm:")):
         channels, height, width = default_input_shape(arch)
         height, width = size_in(options) or (height, width)
-        shape = (input_channels(model) or channels, height, width)
+        shape = (int(options.get("in_chans", channels)), height, width)
     else:
         shape = given or guess_input_shape(model)
     if any(isinstance(module, LazyModuleMixin) for module in model.modules()):

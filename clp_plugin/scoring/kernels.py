@@ -122,4 +122,4 @@ def _measured_gain(norm: nn.Module) -> Tensor:
         )
     _, weight, _, _, variance, *_, eps = catcher.arguments
     gain: Tensor = (variance + eps).rsqrt()
-    return gain if weight is None else gain * weight.abs()
+    return gain if weight is None else gain * weight.detach().abs()

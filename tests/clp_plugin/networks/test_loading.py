@@ -58,6 +58,10 @@ class Lit(nn.Module):
 def wide(num_classes):
     return nn.DataParallel(Net(num_classes))
 
+def rearranged(num_classes):
+    stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 6, 3), nn.BatchNorm2d(6))
+    return nn.Sequential(stem, nn.Flatten(), nn.Linear(6 * 12 * 12, num_classes))
+
 def lazy(num_classes):
     return nn.Sequential(nn.LazyConv2d(6, 3, padding=1), nn.LazyBatchNorm2d(), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                          nn.Flatten(), nn.LazyLinear(num_classes))
@@ -292,6 +296,11 @@ def test_the_number_of_classes_may_be_in_a_layer_of_any_name(user: User, tmp_pat
 def test_the_input_is_one_that_the_network_takes(user: User, tmp_path: Path) -> None:
     torch.save(user.make(channels=1).state_dict(), tmp_path / "x.pt")
     assert load_network(tmp_path / "x.pt", arch=user.arch(), options={"channels": 1}).input_shape == (1, 32, 32)
+
+
+def test_an_image_rearranged_before_the_first_convolution_has_its_own_channels(user: User, tmp_path: Path) -> None:
+    torch.save(user.make("rearranged", num_classes=4).state_dict(), tmp_path / "x.pt")
+    assert load_network(tmp_path / "x.pt", arch=user.arch("rearranged")).input_shape == (3, 28, 28)
 
 
 def test_factories_of_wrapped_and_lazy_networks_are_ordinary_networks_afterwards(user: User, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_gain_is_the_slope_that_the_module_shows(name: str) -> None:
 def test_gain_in_front_of_an_activation_is_that_of_the_batch_norm() -> None:
     linear, activated = randomize(Scaled(5)).eval(), randomize(Activated(5)).eval()
     torch.testing.assert_close(batchnorm_gain(activated), batchnorm_gain(linear))
+    assert not batchnorm_gain(activated).requires_grad
 
 
 def test_batchnorm_that_is_no_linear_map_is_refused() -> None:
