@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ class BackdoorBench(
     export = staticmethod(export_defense)
     attack_options = staticmethod(attack_options)
 
-    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
-        return attacks.run_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
+    @contextlib.contextmanager
+    def attacked(self, name: str, method: str, request: RunRequest) -> Iterator[Path]:
+        yield attacks.run_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
 
 
 def _require_free(target: Path, *, force: bool) -> None:

@@ -64,17 +64,14 @@ def list_(
 @takes(AttackRequest)
 def attack(request: AttackRequest, *, typed: frozenset[str], as_json: bool) -> None:
     """Train an attacked model and store it as a record. Killed runs go on where they stopped."""
-    if request.toolbox is not None and request.toolbox != "builtin":
-        from clp_plugin.cli.commands.attack_toolbox import attack_with_toolbox
+    from clp_plugin.cli.commands.attack import attack_record
 
+    if request.toolbox is not None and request.toolbox != "builtin":
         ours = ("data", "width", "preset", "recipe", "image_size", "n_train", "n_test", "fixed_trigger")
         refuse(typed, *ours, where=f"for the scripts of {request.toolbox}")
-        attack_with_toolbox(request, request.toolbox, as_json=as_json)
     else:
-        from clp_plugin.cli.commands.attack import run_attack_command
-
         refuse(typed, "root", "time_limit", "fast_cpu", where="without --toolbox")
-        run_attack_command(request, as_json=as_json)
+    attack_record(request, as_json=as_json)
 
 
 @app.command()

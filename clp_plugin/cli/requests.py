@@ -5,7 +5,6 @@ Imports nothing heavy, since ``bench --help`` shows all of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,17 +84,13 @@ class AttackRequest:
     registry: Registry = None
 
     @property
-    def training(self) -> Mapping[str, object]:
-        """How to train, as far as it was asked for: ``epochs``, ``batch_size``, ``lr`` and ``weight_decay``."""
-        return self._given("epochs", "batch_size", "lr", "weight_decay")
-
-    @property
-    def for_toolbox(self) -> Mapping[str, object]:
-        """What was asked for in words that a toolbox translates into its own."""
-        return {**self.training, **self._given("dataset", "model", "target", "poison_rate")}
-
-    def _given(self, *names: str) -> dict[str, object]:
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    def given(self) -> dict[str, object]:
+        """What was asked for of the record, in the words of this command; an adapter translates it."""
+        asked = (
+            "preset", "dataset", "data", "model", "width", "target", "poison_rate", "recipe", "epochs", "batch_size", "lr",
+            "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger",
+        )  # fmt: skip
+        return {name: value for name in asked if (value := getattr(self, name)) not in (None, False)}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ that mypy holds it to them; one of a third party need not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.types import Record
+from clp_plugin.registry import Catalogue
+from clp_plugin.types import Progress, Record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +58,9 @@ class RunRequest:
         trust: Let the script load pickles that run code.
         fast_cpu: bfloat16 and channels-last where the script asks for mixed precision and there is no GPU.
         report: Called with each line that the script prints, and with remarks of the adapter.
+        progress: Called with the steps done and in all by an adapter that counts them.
+        reuse: Of an attack: take the record of these very settings if it is there already.
+        catalogue: Of an attack: what is on offer, for a toolbox whose attacks others may add to.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -67,6 +72,9 @@ class RunRequest:
     trust: bool = False
     fast_cpu: bool = False
     report: Callable[[str], object] = lambda line: None
+    progress: Progress | None = None
+    reuse: bool = False
+    catalogue: Catalogue | None = None
 
 
 @dataclass(frozen=True)
@@ -187,12 +195,43 @@ class RunsAttacks(Protocol):
     """Makes records by the toolbox's own attacks."""
 
     def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
-        """The toolbox's names and values for what ``bench attack`` calls ``dataset, model, target, poison_rate, epochs,
-        batch_size, lr, weight_decay``; only what was given."""
+        """The toolbox's own options for what was asked for in the words of ``bench attack``.
+
+        Args:
+            given: What was given of ``dataset``, ``model``, ``target``, ``poison_rate``, ``epochs``, ``batch_size``, ``lr``,
+                ``weight_decay``; with the built-in bench also the other options of that command.
+
+        Raises:
+            ConfigError: If the toolbox has no such option.
+        """
         ...
 
-    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
-        """Run one of the toolbox's own attacks; returns the new record's folder."""
+    def attacked(self, name: str, method: str, request: RunRequest) -> AbstractContextManager[Path]:
+        """Make a record by one of the toolbox's attacks; it may count as unfinished until the block ends well.
+
+        Args:
+            name: Name of the new record in the checkout; a folder for the built-in bench.
+            method: Name of the attack.
+            request: How it is to run.
+
+        Raises:
+            ConfigError: If the attack cannot be run as asked, or ``name`` is taken.
+            ToolboxError: If its script fails, or leaves nothing that can be used.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksAttacks(Protocol):
+    """Says beforehand whether an attack can be run, for grids that run for hours."""
+
+    def check_attack(self, name: str, method: str, request: RunRequest) -> None:
+        """Refuse at once what :meth:`RunsAttacks.attacked` would refuse later; nothing is run or written.
+
+        Raises:
+            ConfigError: If the attack cannot be run as asked, or the record of another one stands at ``name``.
+            RegistryError: If the attack is unknown.
+        """
         ...
 
 

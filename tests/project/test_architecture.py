@@ -143,6 +143,13 @@ def test_core_resolves_adapters_and_reports_by_name_only(name: str) -> None:
         assert not parts_of_core(name) & ENDPOINTS or name == "clp_plugin.__main__"
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("clp_plugin.cli.")])
+def test_commands_know_toolboxes_by_their_capabilities_only(name: str) -> None:
+    known = {item for item in imported(name) if item.startswith("clp_plugin.adapters.")}
+    # `bench record` makes records of one kind, from parts that its options name.
+    assert not [item for item in known if not item.startswith("clp_plugin.adapters.parts")]
+
+
 def floor_of(room: str) -> int:
     """The floor that a room stands on, counted from the ground."""
     (floor,) = [number for number, rooms in enumerate(FLOORS) if room in rooms]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clp_plugin.adapters.builtin.record_files import DESCRIPTION, UNFINISHED
-from clp_plugin.adapters.builtin.settings import PRESETS
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, store_run
-from clp_plugin.cli.commands.attack import train_record
+from clp_plugin.cli.commands.attack import BENCH, made_record
 from clp_plugin.cli.commands.correlate import write_correlation, write_sweep
 from clp_plugin.cli.console import command_line, emit_json, percent, progress_bar, say
 from clp_plugin.cli.showing import defense_json, show_correlation, show_defense, show_sweep
@@ -24,8 +21,9 @@ from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.places import folder_to_fill
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
+from clp_plugin.records.adapter import ChecksAttacks, ReadsRecords, RunRequest, RunsAttacks, require
 from clp_plugin.records.opening import load_adapter
-from clp_plugin.registry import load_catalogue
+from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.layout import DEFENSES
 
 SWEEP = "0:8:0.5"
@@ -39,12 +37,9 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     folder_to_fill(out)
     start = time.perf_counter()
     device = pick_device(device)
-    if (out / DESCRIPTION).is_file() and not (out / UNFINISHED).is_file():
-        say(f"using the attacked model in {out}")
-    else:
-        train_record(replace(PRESETS["demo"], seed=seed), out, device)
     catalogue = load_catalogue()
-    adapter = load_adapter(catalogue, "builtin")
+    adapter = load_adapter(catalogue, BENCH)
+    _attack(adapter, out, seed, device, catalogue)
     record = adapter.open(out)
     defense, options = make_defense(catalogue, "clp", record.provenance.dataset, {})
     planned = plan_defense(record, "clp", defense, options, seed=seed, device=device, command=command_line())
@@ -64,6 +59,20 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     show_correlation(found)
     say(verdict(run, float(options["u"])))
     say(f"figures and tables in {out / 'figures'}, repaired weights in {repaired}; {seconds:.0f} s in all")
+
+
+def _attack(adapter: ReadsRecords, out: Path, seed: int, device: str, catalogue: Catalogue) -> None:
+    """Make the attacked model, unless a record is there already, be it of another seed."""
+    bench = require(adapter, RunsAttacks, toolbox=BENCH)
+    options = bench.attack_options({"preset": "demo"})
+    wanted = RunRequest(options, device=device, seed=seed, report=say, reuse=True, catalogue=catalogue)
+    try:
+        require(adapter, ChecksAttacks, toolbox=BENCH).check_attack(str(out), "badnets", wanted)
+    except ConfigError:
+        say(f"using the attacked model in {out}")
+        return
+    with made_record(bench, str(out), "badnets", wanted):
+        pass
 
 
 def verdict(run: DefenseRun, u: float) -> str:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from clp_plugin.adapters.builtin.record_files import DESCRIPTION, UNFINISHED, read_description
-from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.bench.grid import GridSettings, defend_all
-from clp_plugin.cli.commands.attack import attack_settings, train_record
+from clp_plugin.cli.commands.attack import BENCH, made_record
 from clp_plugin.cli.console import command_line, emit_json, progress_bar, say
 from clp_plugin.cli.options import MAX_SEED
-from clp_plugin.cli.requests import AttackRequest, MatrixRequest
+from clp_plugin.cli.requests import MatrixRequest
 from clp_plugin.cli.showing import show_cell
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import filled_folder, write_text_atomically
 from clp_plugin.files.places import folder_to_fill
 from clp_plugin.networks.devices import pick_device
+from clp_plugin.records.adapter import ChecksAttacks, ReadsRecords, RunRequest, RunsAttacks, require
 from clp_plugin.records.opening import load_adapter
-from clp_plugin.registry import Catalogue, load_catalogue
+from clp_plugin.registry import load_catalogue
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
 
@@ -33,14 +32,21 @@ def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     seeds = parse_seeds(request.seeds)
     attacks = request.attack or catalogue.names("attacks")
     defenses = request.defense or catalogue.names("defenses")
-    for attack in attacks:  # a misspelled name is told before hours of work
-        _settings(request, catalogue, attack, seeds[0])
+    adapter = load_adapter(catalogue, BENCH)
+    grid = _Grid(
+        adapter,
+        require(adapter, RunsAttacks, toolbox=BENCH),
+        request,
+        GridSettings(catalogue, request.scale, request.protocol, device, command_line(), progress_bar),
+    )
+    checks = require(adapter, ChecksAttacks, toolbox=BENCH)
+    for attack in (grid.attack(name, seed) for seed in seeds for name in attacks):
+        checks.check_attack(attack.place, attack.method, attack.request)  # a mistake is told before hours of work
     for defense in defenses:
         catalogue.resolve("defenses", defense)
     start = time.perf_counter()
-    grid = GridSettings(catalogue, request.scale, request.protocol, device, command_line(), progress_bar)
     outcomes = [
-        outcome for seed in seeds for attack in attacks for outcome in _row(request, grid, attack, defenses, seed)
+        outcome for seed in seeds for name in attacks for outcome in grid.row(grid.attack(name, seed), defenses)
     ]
     seconds = time.perf_counter() - start
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -52,36 +58,46 @@ def run_matrix(request: MatrixRequest, *, as_json: bool) -> None:
     )
 
 
-def _row(
-    request: MatrixRequest, grid: GridSettings, attack: str, defenses: Sequence[str], seed: int
-) -> Iterator[Outcome]:
-    """All defenses on one record."""
-    path = request.out / f"{attack.replace(':', '-')}-seed{seed}"
-    _attack(request, grid.catalogue, attack, seed, path, grid.device)
-    adapter = load_adapter(grid.catalogue, "builtin")
-    for cell in defend_all(adapter.open(path), defenses, grid, adapter=adapter, seed=seed):
-        if not cell.kept:
-            show_cell(cell)
-        yield cell.outcome
+@dataclass(frozen=True)
+class _Attack:
+    """One attack of the grid: its name for people, its record's place, and how it is to run."""
+
+    name: str
+    place: str
+    method: str
+    request: RunRequest
 
 
-def _settings(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int) -> AttackSettings:
-    method, _, target = attack.partition(":")
-    typed = AttackRequest(out=request.out, method=method, preset=request.preset, target=target or None, seed=seed)
-    return attack_settings(typed, catalogue)
+@dataclass(frozen=True)
+class _Grid:
+    adapter: ReadsRecords
+    bench: RunsAttacks
+    typed: MatrixRequest
+    settings: GridSettings
 
+    def attack(self, name: str, seed: int) -> _Attack:
+        """What ``NAME`` or ``NAME:TARGET`` stands for."""
+        method, _, target = name.partition(":")
+        given = {"preset": self.typed.preset, **({"target": target} if target else {})}
+        request = RunRequest(
+            self.bench.attack_options(given),
+            device=self.settings.device,
+            seed=seed,
+            report=say,
+            reuse=True,
+            catalogue=self.settings.catalogue,
+        )
+        return _Attack(name, str(self.typed.out / f"{name.replace(':', '-')}-seed{seed}"), method, request)
 
-def _attack(request: MatrixRequest, catalogue: Catalogue, attack: str, seed: int, path: Path, device: str) -> None:
-    settings = _settings(request, catalogue, attack, seed)
-    if (path / DESCRIPTION).is_file():
-        if read_description(path).settings != json.loads(json.dumps(settings.to_json())):
-            raise ConfigError(
-                f"{path} holds a record of other settings than preset {request.preset!r}; give another --out"
-            )
-        if not (path / UNFINISHED).is_file():
-            return
-    attack_type = catalogue.resolve("attacks", settings.method)
-    train_record(settings, path, device, attack_type=attack_type, label=f"{attack}, seed {seed}")
+    def row(self, attack: _Attack, defenses: Sequence[str]) -> Iterator[Outcome]:
+        """All defenses on the record of one attack."""
+        label = f"{attack.name}, seed {attack.request.seed}"
+        with made_record(self.bench, attack.place, attack.method, attack.request, label=label) as path:
+            record = self.adapter.open(path)
+        for cell in defend_all(record, defenses, self.settings, adapter=self.adapter, seed=attack.request.seed):
+            if not cell.kept:
+                show_cell(cell)
+            yield cell.outcome
 
 
 def _write_tables(out: Path, outcomes: Sequence[Outcome]) -> list[str]:

@@ -61,8 +61,9 @@ def test_every_attack_takes_our_options(root: Path, method: str, monkeypatch: py
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks.run_script", note)
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks._data", lambda root, name: (cifar10(), root))
     options = BackdoorBench().attack_options({"model": "resnet18", "poison_rate": 0.1, "target": 2, "epochs": 1})
-    with pytest.raises(ToolboxError, match="ended without writing"):
-        BackdoorBench().run_attack("a-name-nobody-has", method, RunRequest(options, root=root))
+    request = RunRequest(options, root=root)
+    with pytest.raises(ToolboxError, match="ended without writing"), BackdoorBench().attacked("new", method, request):
+        pass
     [command] = started
     assert [command[command.index(name) + 1] for name in ("--pratio", "--attack_target")] == ["0.1", "2"]
 

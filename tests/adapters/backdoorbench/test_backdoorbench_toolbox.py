@@ -330,7 +330,8 @@ def test_a_record_is_found_by_its_name(root: Path, record: Path) -> None:
 
 
 def attack(root: Path, name: str = "neu", method: str = "blended", *, force: bool = False, **options: object) -> Path:
-    return BackdoorBench().run_attack(name, method, RunRequest(options, root=root, force=force, seed=5))
+    with BackdoorBench().attacked(name, method, RunRequest(options, root=root, force=force, seed=5)) as path:
+        return path
 
 
 def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 from command_line import bench, refused
 
 from clp_plugin.adapters.builtin import settings as recipes
+from clp_plugin.adapters.builtin import toolbox
 from clp_plugin.adapters.builtin.settings import PRESETS
 from clp_plugin.adapters.builtin.training.recipe import Recipe
-from clp_plugin.cli.commands import attack as attack_command
 from clp_plugin.cli.commands.matrix import parse_seeds
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
@@ -34,7 +34,7 @@ TINY = replace(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset, made tiny."""
     tiny = {**recipes.PRESETS, "small": TINY}
-    monkeypatch.setattr(attack_command, "PRESETS", tiny)
+    monkeypatch.setattr(toolbox, "PRESETS", tiny)
 
 
 def matrix(out: Path, *more: object) -> Any:
@@ -131,7 +131,7 @@ def test_options_are_compared_as_a_file_tells_them() -> None:
 @pytest.mark.usefixtures("small")
 def test_a_record_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix(tmp_path)
-    monkeypatch.setattr(attack_command, "PRESETS", {**PRESETS, "small": replace(TINY, poison_rate=0.2)})
+    monkeypatch.setattr(toolbox, "PRESETS", {**PRESETS, "small": replace(TINY, poison_rate=0.2)})
     base = ["matrix", "--out", tmp_path, "--attack", "badnets", "--defense", "clp", "--seeds", "3", "--device", "cpu"]
     assert "badnets-seed3 holds a record of other settings than preset 'small'" in refused(*base)
 

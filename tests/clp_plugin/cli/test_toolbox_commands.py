@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -93,12 +94,13 @@ class FakeToolbox:
     def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
         return {f"their_{key}": value for key, value in given.items()}
 
-    def run_attack(self, name: str, method: str, request: RunRequest) -> Path:
+    @contextlib.contextmanager
+    def attacked(self, name: str, method: str, request: RunRequest) -> Iterator[Path]:
         self.asked.update(method=method, request=request)
         path = self.root / "record" / name
         path.mkdir(parents=True)
         (path / "fake").touch()
-        return path
+        yield path
 
 
 class OnlyReads:
