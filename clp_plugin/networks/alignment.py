@@ -86,8 +86,8 @@ class Gaps:
         if self.ballast:
             yield f"left out {_listed(self.ballast)}, which no module wants"
         if self.outside:
-            tops = dict.fromkeys(f"{key.partition('.')[0]}." for key in self.outside)
-            yield f"left out {len(self.outside)} tensors elsewhere, below {_listed(tops)} (--key takes another part)"
+            tops = dict.fromkeys("".join(key.partition(".")[:2]) for key in self.outside)
+            yield f"left out {len(self.outside)} tensors beside it: {_listed(tops)} (--key takes another part)"
 
     def first(self, wanted: Mapping[str, Any], weights: Mapping[str, Any], keys: Mapping[str, str]) -> str:
         """The first key, in the order of the network, that is absent or of another shape; then keys that nobody wants."""

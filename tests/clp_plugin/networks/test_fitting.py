@@ -41,10 +41,10 @@ def test_any_common_prefix_is_read_below_and_said(prefix: str) -> None:
 
 
 def test_what_stands_beside_the_prefix_is_said() -> None:
-    others = prefixed("netG.", nn.Conv2d(3, 4, 3).state_dict())
+    others = {**prefixed("netG.", nn.Conv2d(3, 4, 3).state_dict()), "mean": torch.zeros(3)}
     fit = fit_state_dict(net(1), {**others, **prefixed("netC.", net().state_dict())}, where="x")
     assert fit.adapted[0] == "read the keys below the prefix 'netC.'"
-    assert fit.adapted[1] == "left out 2 tensors elsewhere, below 'netG.' (--key takes another part)"
+    assert fit.adapted[1] == "left out 3 tensors beside it: 'netG.', 'mean' (--key takes another part)"
 
 
 def test_weights_that_fit_as_they_are_are_not_said_to_be_adapted() -> None:
