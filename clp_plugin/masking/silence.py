@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from clp_plugin.errors import MaskError
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.hooks import eval_mode, hooked
-from clp_plugin.networks.kinds import CONV_TYPES, batchnorm_input, is_plain_batchnorm
+from clp_plugin.networks.kinds import CONV_TYPES, is_plain_batchnorm, smallest_input
 from clp_plugin.types import Bools, Mask
 
 _PLAIN_CONVOLUTIONS = frozenset(CONV_TYPES)
@@ -41,7 +40,7 @@ def still_heard(modules: Mapping[str, nn.Module], name: str, channels: Bools, *,
     used = copy_of(block or module).eval()
     stored = next(iter((*used.parameters(), *used.buffers())))
     with torch.no_grad():
-        output: Tensor = used(_random_input(used).to(stored.device, stored.dtype))
+        output: Tensor = used(_random_images(smallest_input(used)).to(stored.device, stored.dtype))
     return _sound(output, channels, keep_bias=keep_bias)
 
 
@@ -72,10 +71,9 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
         return hear
 
     stored = next(model.parameters())
-    images = torch.randn((_SAMPLES, *input_shape), generator=torch.Generator().manual_seed(0))
     modules = dict(model.named_modules())
     with torch.no_grad(), eval_mode(model), hooked(modules[n].register_forward_hook(listen(n)) for n in pruned):
-        model(images.to(stored.device, stored.dtype))
+        model(_random_images(input_shape).to(stored.device, stored.dtype))
     for name in pruned:
         if reason := reasons.get(name):
             raise MaskError(f"layer {name!r} cannot be silenced: {reason}")
@@ -93,9 +91,5 @@ def _sound(output: Tensor, channels: Bools, *, keep_bias: bool) -> str:
     )
 
 
-def _random_input(module: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(module, CONV_TYPES):
-        extent = [d * (k - 1) + 1 + 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return torch.randn((_SAMPLES, module.in_channels, *extent), generator=generator)
-    return batchnorm_input(module, torch.randn((_SAMPLES, module.running_var.numel()), generator=generator))
+def _random_images(shape: Sequence[int]) -> Tensor:
+    return torch.randn((_SAMPLES, *shape), generator=torch.Generator().manual_seed(0))

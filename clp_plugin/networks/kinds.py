@@ -28,15 +28,13 @@ def is_plain_batchnorm(module: nn.Module) -> bool:
     )
 
 
-def batchnorm_input(norm: nn.Module, values: Tensor) -> Tensor:
-    """A batch of a BatchNorm's own number of dimensions with one position a channel.
-
-    Args:
-        norm: The module.
-        values: ``(B,)``, the value of all channels of each entry, or ``(B, K)``.
-    """
-    parts: Any = norm
-    channels = parts.running_var.numel()
-    positions = 3 if isinstance(norm, nn.BatchNorm3d) else 0 if isinstance(norm, nn.BatchNorm1d) else 2
-    filled = values if values.ndim > 1 else values[:, None].expand(-1, channels)
-    return filled.reshape(len(values), channels, *[1] * positions)
+def smallest_input(module: nn.Module) -> tuple[int, ...]:
+    """Shape, without the batch, of a small input that a convolution, linear map or BatchNorm can be tried on alone."""
+    layer: Any = module
+    if isinstance(module, nn.Linear):
+        return (layer.in_features,)
+    if isinstance(module, CONV_TYPES):
+        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
+        return (layer.in_channels, *(dilation * (size - 1) + 3 for dilation, size in sizes))
+    positions = 3 if isinstance(module, nn.BatchNorm3d) else 0 if isinstance(module, nn.BatchNorm1d) else 2
+    return (layer.running_var.numel(), *[1] * positions)

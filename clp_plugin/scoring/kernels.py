@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_plugin.errors import PairingError
 from clp_plugin.networks.copying import copy_of
-from clp_plugin.networks.kinds import CONV_TYPES, batchnorm_input, is_plain_batchnorm
+from clp_plugin.networks.kinds import CONV_TYPES, is_plain_batchnorm, smallest_input
 
 aten = torch.ops.aten
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -89,14 +89,10 @@ class _Catcher(TorchDispatchMode):
 
 def _used_weight(module: nn.Module) -> Tensor:
     used: Any = copy_of(module).eval()  # a run may leave something behind: the weight of torch.nn.utils.prune, say
-    if isinstance(module, nn.Linear):
-        size, catcher = [used.in_features], _Catcher(aten.addmm, aten.mm)
-    else:
-        extent = [d * (k - 1) + 1 + 2 for d, k in zip(used.dilation, used.kernel_size, strict=True)]
-        size, catcher = [used.in_channels, *extent], _Catcher(aten.convolution)
+    catcher = _Catcher(aten.addmm, aten.mm) if isinstance(module, nn.Linear) else _Catcher(aten.convolution)
     stored = next(used.parameters())
     with torch.no_grad(), catcher:
-        used(torch.zeros((1, *size), dtype=stored.dtype, device=stored.device))
+        used(torch.zeros((1, *smallest_input(used)), dtype=stored.dtype, device=stored.device))
     if catcher.arguments is None:
         raise PairingError(
             f"{type(module).__name__} is a convolution or linear map by its class but never calls one: cannot score it"
@@ -108,10 +104,10 @@ def _used_weight(module: nn.Module) -> Tensor:
 def _measured_gain(norm: nn.Module) -> Tensor:
     """|slope| of each channel; where the module ends in an activation, the gain of the batch norm that it calls."""
     used: Any = copy_of(norm).double().cpu().eval()
-    levels = torch.tensor([-1e3, -1.0, 0.0, 1.0, 1e3], dtype=torch.float64)
+    levels, shape = torch.tensor([-1e3, -1.0, 0.0, 1.0, 1e3], dtype=torch.float64), smallest_input(norm)
     catcher = _Catcher(*_BATCH_NORMS)
     with torch.no_grad(), catcher:
-        answers = used(batchnorm_input(norm, levels)).flatten(1)
+        answers = used(levels.view(-1, *[1] * len(shape)).expand(-1, *shape)).flatten(1)
     slopes = answers.diff(dim=0) / levels.diff()[:, None]
     if bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12, equal_nan=True)):
         measured: Tensor = slopes[-1].abs()
