@@ -18,9 +18,8 @@ import pytest
 from command_line import bench
 from interruptions import content, fork, kill, steps, wait
 
-from clp_plugin.adapters.builtin import settings
+from clp_plugin.adapters.builtin import settings, toolbox
 from clp_plugin.adapters.builtin.training.recipe import Recipe
-from clp_plugin.cli.commands import attack as attack_command
 
 TINY = [
     "--dataset", "digits", "--n-train", "300", "--n-test", "40", "--model", "resnet18", "--width", "2", "--epochs", "1",
@@ -79,7 +78,7 @@ def tiny_matrix() -> Iterator[None]:
         settings.PRESETS["small"], recipe=recipe, n_train=300, n_test=40, model_options={"width": 2, "blocks": (1,)}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attack_command, "PRESETS", {**settings.PRESETS, "small": small})
+        patch.setattr(toolbox, "PRESETS", {**settings.PRESETS, "small": small})
         yield
 
 

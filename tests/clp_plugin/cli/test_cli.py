@@ -343,15 +343,15 @@ def test_list_records_shows_complete_and_unfinished_ones(record: Path, tmp_path:
 
 @pytest.fixture
 def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from clp_plugin.adapters.builtin.settings import PRESETS
+    from clp_plugin.adapters.builtin import toolbox
     from clp_plugin.cli.commands import demo
 
-    preset = PRESETS["demo"]
+    preset = toolbox.PRESETS["demo"]
     small_one = replace(
         preset, n_train=300, n_test=60, recipe=replace(preset.recipe, epochs=1),
         model_options={"width": 8, "blocks": (1, 1)},
     )  # fmt: skip
-    monkeypatch.setattr(demo, "PRESETS", {"demo": small_one})
+    monkeypatch.setattr(toolbox, "PRESETS", {"demo": small_one})
     monkeypatch.setattr(demo, "SWEEP", "0:4:2")
     return
 
