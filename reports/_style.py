@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.files.atomic import write_atomically
 
 # Okabe and Ito's colours, told apart with any colour vision; markers differ too, for prints in grey.
 BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#7F7F7F"

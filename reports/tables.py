@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.files.atomic import write_atomically
 from clp_plugin.text import printable
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.files.atomic import write_atomically
 from clp_plugin.types import Record
 
 if TYPE_CHECKING:

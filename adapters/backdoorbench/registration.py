@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.checkpoints import write_text_atomically
+from clp_plugin.files.atomic import write_text_atomically
 from clp_plugin.files.reading import read_text
 
 NAME = "clp_plugin"

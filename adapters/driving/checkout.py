@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clp_plugin.config import config_file, load_settings
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.checkpoints import staged_folder
+from clp_plugin.files.atomic import staged_folder
 
 # Hooks and file monitors of a stranger's checkout are programs; git would start them.
 _RUNNING_NOTHING = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.atomic import staged_folder as staged_folder
-from clp_plugin.files.atomic import write_atomically as write_atomically
-from clp_plugin.files.atomic import write_json_atomically as write_json_atomically
-from clp_plugin.files.atomic import write_text_atomically as write_text_atomically
+from clp_plugin.files.atomic import write_atomically
 from clp_plugin.files.marks import marked_safetensors, marked_zip
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 

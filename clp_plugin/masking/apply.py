@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clp_plugin.errors import MaskError, unknown_name
-from clp_plugin.files.checkpoints import write_json_atomically
+from clp_plugin.files.atomic import write_json_atomically
 from clp_plugin.files.reading import read_json
 from clp_plugin.masking.silence import require_silence, still_heard
 from clp_plugin.networks.copying import copy_of

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError
-from clp_plugin.files.checkpoints import write_atomically
+from clp_plugin.files.atomic import write_atomically
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.images import ArrayImages
 

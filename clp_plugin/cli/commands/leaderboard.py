@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.files.atomic import filled_folder, write_text_atomically
+from clp_plugin.files.locks import clear_dead
 from clp_plugin.store.analyses import channel_table, sweep_table
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome, load_outcomes
@@ -97,8 +98,10 @@ def write_page(folders: Sequence[Path], out: Path, *, title: str, where: Sequenc
         say(f"wrote {len(chosen)} runs on {len(studies)} records to {out}")
 
 
-def _outcomes(folders: Iterable[Path]) -> list[Outcome]:
+def _outcomes(folders: Sequence[Path]) -> list[Outcome]:
     """The outcomes of defenses below some folders, each once."""
+    for folder in folders:
+        clear_dead(folder)
     found = {str(outcome): outcome for folder in folders for outcome in load_outcomes(folder)}
     if not found:
         raise ConfigError(

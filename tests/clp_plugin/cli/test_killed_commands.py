@@ -18,7 +18,7 @@ from kill_runs import COMMANDS, kill_at_each_step, prepared, several_at_a_time, 
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
 # Every so-manieth step of each command, which all together take a minute.
-EVERY = {"attack": 9, "defend": 4, "defend bnp": 9, "sweep": 4, "scan": 7, "compare": 6, "matrix": 14}
+EVERY = {"attack": 14, "defend": 8, "sweep": 8, "scan": 12, "compare": 9, "matrix": 45}
 
 
 @pytest.fixture(autouse=True)
