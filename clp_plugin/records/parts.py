@@ -64,7 +64,7 @@ def record_from(
 
     Raises:
         ConfigError: If the target, mean or std do not fit, or an image is to be both benign and for test.
-        RecordError: If images and labels do not fit each other or the classes.
+        RecordError: If images and labels do not fit each other or the classes, or no triggered image counts for ASR.
 
     Example:
         >>> import numpy as np
@@ -89,6 +89,11 @@ def record_from(
     if not (labels.min() >= 0 and labels.max() < rule.num_classes):
         raise RecordError(f"labels: expected 0 to {rule.num_classes - 1}, found {labels.min()} to {labels.max()}")
     clean, budget = (PickedImages(pixels, labels[part], *scale, part) for part in chosen)
+    twins = _triggered(clean, trigger, rule)
+    if not len(twins.clean_index):
+        raise RecordError(
+            f"no triggered image counts for ASR: expected test images of another class than {rule} with triggered twins"
+        )
     origin = provenance or Provenance(
         TOOLBOX, "", weights_hash(model), "trigger", "images", type(model).__name__, float("nan"), 0, *scale
     )
@@ -96,7 +101,7 @@ def record_from(
         model=model,
         input_shape=shape,
         clean=clean,
-        triggered=_triggered(clean, trigger, rule),
+        triggered=twins,
         target=rule,
         benign=budget,
         provenance=replace(origin, mean=scale[0], std=scale[1]),
@@ -143,7 +148,14 @@ class _WithTrigger:
     trigger: Callable[[Pixels], Pixels]
 
     def __getitem__(self, positions: Ints) -> Pixels:
-        return self.trigger(self.pixels[positions])
+        clean = self.pixels[positions]
+        triggered = self.trigger(clean)
+        if triggered.shape != clean.shape or triggered.dtype != np.uint8:
+            raise RecordError(
+                f"the trigger: expected images like those it was given, {clean.shape} uint8, found {triggered.shape} "
+                f"{triggered.dtype}"
+            )
+        return triggered
 
 
 def _triggered(clean: PickedImages, trigger: Callable[[Pixels], Pixels] | Triggered, rule: TargetRule) -> TriggeredSet:

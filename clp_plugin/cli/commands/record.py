@@ -14,7 +14,8 @@ from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.requests import RecordRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.errors import ConfigError
-from clp_plugin.evaluation.metrics import evaluate, require_test_images
+from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.images import Pixels
 from clp_plugin.networks.devices import pick_device
@@ -41,9 +42,9 @@ def record_parts(request: RecordRequest, *, as_json: bool) -> None:
     with inputs_kept(*(path for path in given if path is not None and path.exists())):
         network = make_record(_parts(request), request.out, force=request.force)
     record = open_record(request.out, toolbox=TOOLBOX, trust=request.trust)
-    require_test_images(record)
     metrics = evaluate(record.model, record, device=device)
-    _draw(record, request.out)
+    with filled_folder(request.out):
+        _draw(record, request.out)
     for line in network.notes():
         say(f"{request.checkpoint.name}: {line}")
     _note_if_it_does_not_work(metrics)

@@ -92,6 +92,8 @@ def test_images_are_normalized_by_mean_and_std() -> None:
         ({"mean": (0.5, 0.5)}, "expected 1 or 3 finite numbers"),
         ({"std": (0.0,)}, "expected positive numbers"),
         ({"benign": np.arange(8)}, "no test image is left"),
+        ({"test": np.asarray([2, 5])}, "no triggered image counts for ASR: .* than target 2"),
+        ({"trigger": Triggered(written([2]), np.asarray([2]))}, "no triggered image counts"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
@@ -99,6 +101,12 @@ def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) 
     pixels, labels = parts.pop("pixels"), parts.pop("labels")
     with pytest.raises((ConfigError, RecordError), match=message):
         record_from(Reader(), pixels, labels, **parts)
+
+
+def test_a_trigger_that_returns_something_else_is_refused_when_it_is_used() -> None:
+    record = record_from(Reader(), written(LABELS), LABELS, trigger=lambda pixels: pixels / 255, target=2)  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match=r"expected images like those it was given, .* uint8, found .* float64"):
+        evaluate(record.model, record)
 
 
 def test_the_hash_of_the_weights_sees_every_bit_and_every_precision() -> None:
