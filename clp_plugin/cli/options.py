@@ -24,7 +24,10 @@ MAX_SEED = 2**32 - 1  # what numpy's and torch's generators both take
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Trust = Annotated[bool, typer.Option(help="Allow pickles that run code. Only for files you know.")]
-Registry = Annotated[Path | None, typer.Option(help="A file like registry.yaml that adds entries.")]
+Registry = Annotated[
+    Path | None,
+    typer.Option(help="A file like registry.yaml that adds entries. What it names is run: only files you know."),
+]
 Toolbox = Annotated[str | None, typer.Option(help="Toolbox of the record; found out if not given.")]
 Root = Annotated[Path | None, typer.Option(help="The toolbox's checkout; see `bench toolbox --help`.")]
 RecordPath = Annotated[Path, typer.Option(help="The record's folder, or with --toolbox its name in the checkout.")]
@@ -40,7 +43,10 @@ ProtocolChoice = Annotated[
     ProtocolName, typer.Option("--protocol", help="oracle: choose thresholds by the test set, as toolboxes do; marked.")
 ]
 Arch = Annotated[
-    str | None, typer.Option(help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable")
+    str | None,
+    typer.Option(
+        help="torchvision:NAME, timm:NAME, builtin:NAME, or path/to/file.py:callable, which is run: only files you know."
+    ),
 ]
 ArchOptions = Annotated[
     list[str], typer.Option(help="NAME=VALUE, again and again: of the architecture, such as depth=16.")

@@ -34,7 +34,10 @@ def install(
 
 @toolbox_app.command()
 def check(name: ToolboxName, root: Root = None, registry: Registry = None, as_json: AsJson = False) -> None:
-    """Say which commit the checkout is at, which of its scripts start here, and what to install for the others."""
+    """Say which commit the checkout is at, which of its scripts start here, and what to install for the others.
+
+    Imports the scripts, which runs their code: only checkouts whose source you know.
+    """
     from clp_plugin.cli.commands.toolbox import check as command
 
     command(name, root=root, registry=registry, as_json=as_json)

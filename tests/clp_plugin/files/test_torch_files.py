@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from clp_plugin.errors import CheckpointError
+from clp_plugin.errors import CheckpointError, MaskError
 from clp_plugin.files.torch_files import read_pickle_checkpoint
+from clp_plugin.types import Mask
 
 # The last four have no place in the legacy format.
 DTYPES = (
@@ -227,3 +228,8 @@ def test_many_threads_load_at_once_and_torch_stays_as_it_was(tmp_path: Path) -> 
     assert torch.serialization.get_safe_globals() == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "x.pt", weights_only=True)
+
+
+def test_a_mask_is_no_wider_than_any_layer() -> None:
+    with pytest.raises(MaskError, match="expected"):
+        Mask.from_json({"conv": {"channels": 2**60, "pruned": []}})
