@@ -28,6 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision, which some processors compute fast, would hide small mistakes."""
+    monkeypatch.setattr("clp_plugin.networks.precision._cpu_computes_bf16", lambda _: False)
+
+
+@pytest.fixture
 def build() -> Callable[..., nn.Module]:
     """``build(name)``: a tiny network of ``tiny_nets`` in eval mode, with seeded weights and random statistics."""
 

@@ -51,6 +51,11 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def bits(model: nn.Module) -> dict[str, bytes]:
+    """Every tensor of the model to the last bit; those of NaN are equal too."""
+    return {name: t.detach().contiguous().view(-1).numpy().tobytes() for name, t in model.state_dict().items()}
+
+
 def random_images(count: int, seed: int = 0, classes: int = CLASSES, size: int = SIZE) -> ArrayImages:
     """Noise with labels in a shuffled, uneven order."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_records import CLASSES, SIZE, TinyNet, fake_record, random_images, shaken
+from fake_records import CLASSES, SIZE, TinyNet, bits, fake_record, random_images, shaken
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import FrozenBatchNorm2d
@@ -32,16 +32,7 @@ from clp_plugin.masking.apply import masked
 from clp_plugin.types import Metrics, Progress
 
 LAYERS = ("bn1", "bn_sum")
-
-
-@pytest.fixture(autouse=True)
-def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision would hide small mistakes."""
-    monkeypatch.setattr("clp_plugin.networks.precision._cpu_computes_bf16", lambda _: False)
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.detach().contiguous().view(-1).numpy().tobytes() for name, t in model.state_dict().items()}
+pytestmark = pytest.mark.usefixtures("float32_only")
 
 
 def images(count: int = 6, seed: int = 3) -> Tensor:

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_records import CLASSES, SIZE, TinyNet, fake_record, random_images, shaken
+from fake_records import CLASSES, SIZE, TinyNet, bits, random_images, shaken
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.models import mobilenet_v3_small
 
-from clp_plugin.adapters.builtin.models.build import build as build_model
-from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.defenses.base import Budget
 from clp_plugin.defenses.rnp import RNP
 from clp_plugin.defenses.shared.training import Labeled, loaded
@@ -24,15 +21,6 @@ from clp_plugin.masking.apply import masked
 
 PLAIN = {"crop_padding": 0, "flip": False}
 LAYERS = ("bn1", "bn_sum")
-
-
-@pytest.fixture
-def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clp_plugin.networks.precision._cpu_computes_bf16", lambda _: False)
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.detach().contiguous().view(-1).numpy().tobytes() for name, t in model.state_dict().items()}
 
 
 def budget(count: int = 20) -> Budget:
@@ -222,65 +210,11 @@ def test_accuracy_that_stays_up_is_told_and_the_last_weights_are_recovered() -> 
     assert repaired.mask is not None
 
 
-@pytest.mark.parametrize("threshold", [None, 0.9])
-def test_only_weights_of_pruned_channels_of_the_attacked_network_change(threshold: float | None) -> None:
-    model = shaken(TinyNet())
-    model.get_parameter("conv2.bias").requires_grad_(False)
-    given = copy.deepcopy(model)
-    rnp = RNP(unlearn_epochs=2, recover_epochs=3, lr=3.0, batch_size=8, threshold=threshold)
-    values, _ = rnp.learn(given, labeled(), seed=0)
-    assert all(float(v.min()) >= 0 and float(v.max()) <= 1 for v in values.values())
-    assert bits(given) == bits(model)
-    repaired = rnp.repair(given, budget())
-    assert repaired.mask is not None
-    assert bits(repaired.model) == bits(masked(model, repaired.mask, keep_bias=True))
-    assert repaired.log["keep_bias"] is True
-    assert not repaired.model.training
-    assert [name for name, p in given.named_parameters() if not p.requires_grad] == ["conv2.bias"]
-    assert all(p.grad is None for p in given.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in given.modules())
-    if threshold:
-        assert len(repaired.mask)
-        assert repaired.log["threshold"] == threshold
-
-
 def test_frozen_weights_are_unlearned_too() -> None:
     network = shaken(TinyNet()).requires_grad_(False)
     before = network.get_parameter("conv1.weight").clone()
     RNP(unlearn_epochs=1).unlearn(network, labeled(), seeded())
     assert not torch.equal(network.get_parameter("conv1.weight"), before)
-
-
-def test_same_seed_gives_the_same_masks_and_another_does_not() -> None:
-    model, rnp = shaken(TinyNet()), RNP(unlearn_epochs=2, recover_epochs=2, lr=1.0, batch_size=8)
-    first, again, other = (torch.cat([*rnp.learn(model, labeled(), seed=s)[0].values()]) for s in (5, 5, 6))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-NETWORKS = {
-    "preact": lambda: build_model("preactresnet18", num_classes=CLASSES, width=2, blocks=(1, 1)),
-    "vgg": lambda: build_model("vgg11_bn", num_classes=CLASSES, width=2),
-    "mobilenet": lambda: mobilenet_v3_small(num_classes=CLASSES),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_other_networks_through_the_runner(name: str) -> None:
-    torch.manual_seed(0)
-    record = fake_record(NETWORKS[name](), size=32, count=10)
-    # The weights are as large as random ones: a small rate keeps the loss finite.
-    rnp = RNP(unlearn_epochs=1, unlearn_lr=1e-4, recover_epochs=1, batch_size=4, threshold=0.9)
-    found = run_defense(plan_defense(record, "rnp", rnp, {}))
-    assert found.repaired.mask is not None
-    assert bits(found.repaired.model) == bits(masked(record.model, found.repaired.mask, keep_bias=True))
-    assert found.outcome.budget == "benign:12"
-
-
-def test_oracle_chooses_the_threshold_by_the_test_set() -> None:
-    rnp = RNP(unlearn_epochs=1, recover_epochs=1)
-    found = run_defense(plan_defense(fake_record(), "rnp", rnp, {}, protocol="oracle"))
-    assert found.outcome.log["rule"].startswith("oracle")
 
 
 def test_defaults_are_the_public_code_s() -> None:
@@ -302,18 +236,3 @@ def test_impossible_option_is_named(option: dict[str, Any]) -> None:
     (name,) = option
     with pytest.raises(ConfigError, match=f"rnp: expected {name} "):
         RNP(**option)
-
-
-def test_network_without_norms_and_missing_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rnp acts on BatchNorm layers"):
-        RNP().repair(nn.Sequential(nn.Flatten(), nn.Linear(432, 5)), budget())
-    for benign, message in ((None, "found 0"), (random_images(1), "found 1"), (random_images(2), "found 1 beside 1")):
-        with pytest.raises(ConfigError, match=message):
-            RNP().repair(shaken(TinyNet()), Budget((3, SIZE, SIZE), CLASSES, benign=benign))
-
-
-def test_divergence_is_told() -> None:
-    model: Any = shaken(TinyNet())
-    model.linear.weight.data.fill_(float("nan"))
-    with pytest.raises(ConfigError, match="diverged: its loss is nan; lower unlearn_lr"):
-        RNP().repair(model, budget())
