@@ -17,6 +17,7 @@ from clp_plugin.types import Ints, TargetRule
 FILE = "attack_result.pt"
 INFO = "info.pickle"
 _KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
+_MOST = 100_000  # classes or pixels a side; more would take memory that no file here warrants
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _poisoned_set(state: Any, folder: Path, key: str) -> PoisonedSet:
         stored, suffix = str(container["save_folder_path"]), str(container["save_file_format"])
         order = [int(index) for index in state["original_index_array"]]
         by_index = {int(index): entry for index, entry in entries.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RecordError(
             f"{where}: expected the state of a poisoned data set (bd_data_container, original_index_array), "
             f"found {type(error).__name__}: {error}; run the attack again with BackdoorBench 2"
@@ -172,7 +173,7 @@ def _poisoned_set(state: Any, folder: Path, key: str) -> PoisonedSet:
     try:
         pairs = [[int(label) for label in by_index[index]["other_info"][:2]] for index in indices.tolist()]
         labels = np.asarray(pairs, dtype=np.int64).reshape(len(indices), 2)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise RecordError(
             f"{where}: expected {{'path', 'other_info': [given label, true label]}} for each image, "
             f"found {type(error).__name__}: {error}"
@@ -245,6 +246,6 @@ def read_count(value: Any, path: Path, key: str) -> int:
     Raises:
         RecordError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MOST:
         raise RecordError(f"{path}: {key}: expected a positive whole number, found {value!r}")
     return int(value)
