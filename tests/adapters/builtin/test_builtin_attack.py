@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
+from small_attack import small_attack
 
 from clp_plugin.adapters.builtin import attack as attack_module
 from clp_plugin.adapters.builtin.attack import CHECKPOINT, initial_model, run_attack
@@ -25,21 +26,10 @@ from clp_plugin.adapters.builtin.poisoning import TriggerHook, split
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
-from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import CheckpointError, ClpError, ConfigError, RecordError
 from clp_plugin.types import TargetRule
 
-SETTINGS = AttackSettings(
-    "badnets",
-    "digits",
-    "resnet18",
-    Recipe(epochs=2, lr=0.05, batch_size=32, crop_padding=1, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    target=3,
-    seed=1,
-)
+SETTINGS = small_attack("badnets", epochs=2, crop_padding=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from small_attack import small_attack
 from torch.nn import functional as F  # noqa: N812
 
 from clp_plugin.adapters.builtin.attack import initial_model, run_attack
@@ -23,8 +24,6 @@ from clp_plugin.adapters.builtin.poisoning import poisoned_training_set, split
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import AttackSettings
-from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages, normalize
 from clp_plugin.types import TargetRule
@@ -32,17 +31,7 @@ from clp_plugin.types import TargetRule
 SHAPE = (3, 16, 16)
 MEAN, STD = (0.5, 0.4, 0.6), (0.25, 0.3, 0.2)
 TARGET = 3
-SETTINGS = AttackSettings(
-    "cla",
-    "digits",
-    "resnet18",
-    Recipe(epochs=2, lr=0.05, batch_size=32, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    target=TARGET,
-    seed=1,
-)
+SETTINGS = small_attack("cla", epochs=2, target=TARGET)
 
 
 @pytest.fixture(scope="module")

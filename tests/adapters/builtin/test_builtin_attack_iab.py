@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from small_attack import small_attack
 from torch import Tensor, nn
 
 from clp_plugin.adapters.builtin.attack import run_attack
@@ -24,7 +25,6 @@ from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
 from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.adapters.builtin.training.train import train
@@ -34,18 +34,7 @@ from clp_plugin.types import TargetRule
 
 SHAPE = (3, 8, 16)
 RECIPE = Recipe(epochs=3, lr=0.05, batch_size=8, crop_padding=2, flip=True, precision="float32")
-SETTINGS = AttackSettings(
-    "iab",
-    "digits",
-    "resnet18",
-    Recipe(epochs=1, lr=0.05, batch_size=32, crop_padding=1, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    attack_options={"width": 2, "mask_epochs": 1},
-    target=3,
-    seed=1,
-)
+SETTINGS = small_attack("iab", crop_padding=1, attack_options={"width": 2, "mask_epochs": 1})
 
 
 @pytest.fixture

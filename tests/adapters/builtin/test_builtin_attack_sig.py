@@ -10,28 +10,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from small_attack import small_attack
 
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.sig import SIG
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
-from clp_plugin.adapters.builtin.settings import AttackSettings
-from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RecordError
 
 SHAPE = (3, 10, 16)
-SETTINGS = AttackSettings(
-    "sig",
-    "digits",
-    "resnet18",
-    Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    target=3,
-    seed=1,
-)
+SETTINGS = small_attack("sig")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_builtin_attack import SETTINGS
+from small_attack import small_attack
 
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
@@ -164,8 +164,7 @@ def test_progress_counts_up_to_the_end(seen: Pixels) -> None:
 
 def test_a_record_opens_and_poisons_again_from_its_files(tmp_path: Path) -> None:
     options = {"bits": 4, "width": 2, "epochs": 1, "batch_size": 32}
-    recipe = replace(SETTINGS.recipe, epochs=1)
-    settings = replace(SETTINGS, method="ssba", attack_options=options, recipe=recipe)
+    settings = small_attack("ssba", crop_padding=1, attack_options=options)
     out = run_attack(settings, tmp_path / "x", attack_type=SSBA)
     assert BuiltinAdapter().open(out).provenance.attack == "ssba"
     description = read_description(out)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from small_attack import small_attack
 from torch import nn
 
 from clp_plugin.adapters.builtin.attack import initial_model, run_attack
@@ -23,26 +24,13 @@ from clp_plugin.adapters.builtin.digits import compose
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import AttackSettings
-from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages, normalize
 from clp_plugin.types import TargetRule
 
 SHAPE = (3, 16, 16)
 MEAN, STD = (0.5, 0.4, 0.6), (0.25, 0.3, 0.2)
-SETTINGS = AttackSettings(
-    "trojan",
-    "digits",
-    "resnet18",
-    Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    attack_options={"steps": 3, "inset": 1},
-    target=3,
-    seed=1,
-)
+SETTINGS = small_attack("trojan", attack_options={"steps": 3, "inset": 1})
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from small_attack import small_attack
 from torch import Tensor, nn
 
 from clp_plugin.adapters.builtin.attack import run_attack
@@ -21,7 +23,6 @@ from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
-from clp_plugin.adapters.builtin.settings import AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch
 from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.adapters.builtin.training.train import train
@@ -31,18 +32,7 @@ from clp_plugin.types import TargetRule
 
 SHAPE = (3, 9, 13)
 RECIPE = Recipe(epochs=3, lr=0.05, batch_size=8, crop_padding=2, flip=True, precision="float32")
-SETTINGS = AttackSettings(
-    "wanet",
-    "digits",
-    "resnet18",
-    Recipe(epochs=1, lr=0.05, batch_size=32, crop_padding=1, precision="float32"),
-    n_train=200,
-    n_test=60,
-    model_options={"width": 2, "blocks": (1, 1)},
-    attack_options={"strength": 2.0},
-    target=3,
-    seed=1,
-)
+SETTINGS = small_attack("wanet", crop_padding=1, attack_options={"strength": 2.0})
 
 
 @pytest.fixture
@@ -279,7 +269,7 @@ def test_damaged_json_and_arrays_are_told() -> None:
 
 @pytest.mark.parametrize("target", [3, None])
 def test_a_record_opens_and_its_trigger_poisons_again(tmp_path: Path, target: int | None) -> None:
-    settings = AttackSettings(**{**vars(SETTINGS), "target": target})
+    settings = replace(SETTINGS, target=target)
     record = BuiltinAdapter().open(run_attack(settings, tmp_path / "x", attack_type=WaNet))
     assert record.provenance.attack == "wanet"
     stored = load_file(tmp_path / "x" / "images.safetensors")

@@ -70,7 +70,7 @@ def configured(odd: Path) -> object:
             os.environ[CONFIG_VARIABLE] = before
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("odd", KINDS, indirect=True)
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_file_without_permission_is_told(tmp_path: Path) -> None:
         read_json(tmp_path / "x", raises=RecordError)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -158,7 +158,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 )
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("unique_keys", [False, True])
 @pytest.mark.parametrize(
     ("text", "match"),

@@ -140,7 +140,7 @@ def deep_key(depth: int) -> bytes:
     return b"\x80\x02})" + b"2\x86" * depth + b"Ns."
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("content", "match"), [(nested(60), "refer to each other"), (within_itself(), "nested deeper|in themselves")]
 )
@@ -148,7 +148,7 @@ def test_references_do_not_multiply(tmp_path: Path, content: object, match: str)
     refused(tmp_path / "x.pt", content, match)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("pickled", "match"),
     [
