@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clp_plugin.errors import RecordError
+from clp_plugin.files.arrays import read_arrays
 from clp_plugin.files.hashing import sha256
-from clp_plugin.files.reading import open_regular, read_csv, read_text
+from clp_plugin.files.reading import read_csv, read_text
 from clp_plugin.images import Pixels, PixelSource
 from clp_plugin.types import Ints
 
@@ -148,7 +149,7 @@ def read_unlabelled(path: Path) -> tuple[StoredImages, Ints | None]:
         RecordError: If there is none, or a file is damaged.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        held = _load_arrays(path)
+        held = read_arrays(path, raises=RecordError)
         index = held.get("index")
         return StoredImages(path.parent, (path,), _pixels(path, held)), None if index is None else _whole(path, index)
     files = image_folder.images_below(path) if path.is_dir() else []
@@ -160,14 +161,14 @@ def read_unlabelled(path: Path) -> tuple[StoredImages, Ints | None]:
 
 
 def _arrays(path: Path, labels: Path | None) -> LabelledImages:
-    held = _load_arrays(path)
+    held = read_arrays(path, raises=RecordError)
     pixels = _pixels(path, held)
     files = [path]
     if "y" not in held:
         if path.suffix.lower() == ".npz" and labels is None:
             raise RecordError(f"{path}: expected the arrays x (images) and y (labels), found {', '.join(held)}")
         beside = labels or path.with_name("y.npy")
-        held |= {"y": _load_arrays(beside)["x"]}
+        held |= {"y": read_arrays(beside, raises=RecordError)["x"]}
         files.append(beside)
     found = _whole(files[-1], held["y"])
     if len(found) != len(pixels):
@@ -179,18 +180,6 @@ def _whole(path: Path, numbers: NDArray[Any]) -> Ints:
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise RecordError(f"{path}: expected (N,) whole numbers, found {numbers.shape} {numbers.dtype}")
     return numbers.astype(np.int64)
-
-
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Name to array; what an ``.npy`` holds is called ``x``."""
-    try:
-        with open_regular(path, raises=RecordError) as opened:
-            held = np.load(opened, allow_pickle=False)
-            return {name: held[name] for name in held.files} if isinstance(held, np.lib.npyio.NpzFile) else {"x": held}
-    except RecordError:
-        raise
-    except Exception as error:  # numpy and zipfile raise half a dozen types on damaged files
-        raise RecordError(f"{path}: not a readable file of numpy arrays ({error}); copy it again") from error
 
 
 def _pixels(path: Path, held: dict[str, NDArray[Any]]) -> Pixels:

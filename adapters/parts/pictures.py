@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clp_plugin.errors import ConfigError, RecordError
-from clp_plugin.files.reading import open_regular
+from clp_plugin.files.arrays import read_arrays
 from clp_plugin.images import PixelSource
 from clp_plugin.records.parts import Triggered
 from clp_plugin.records.triggers import Shape, Trigger
@@ -136,19 +136,11 @@ def _read_mask(path: Path, shape: Shape, size: tuple[int, int] | None) -> Floats
 
 def _load_array(path: Path, shape: Shape) -> NDArray[Any]:
     """``(C or 1, h, w)`` of an array with channels first, last, or none."""
-    try:
-        with open_regular(path, raises=RecordError) as opened:
-            array: NDArray[Any] = np.load(opened, allow_pickle=False)
-    except RecordError:
-        raise
-    except Exception as error:  # numpy raises half a dozen types on damaged files
-        raise RecordError(f"{path}: not a readable numpy array ({error}); copy it again") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.dtype.kind not in "buif"
-        or array.ndim not in (2, 3, 4)
-        or not array.size
-    ):
+    held = read_arrays(path, raises=RecordError)
+    if list(held) != ["x"]:
+        raise ConfigError(f"{path}: expected one array, found {', '.join(held) or 'none'}")
+    array = held["x"]
+    if array.ndim not in (2, 3, 4) or not array.size:
         raise ConfigError(f"{path}: expected numbers of shape (C, H, W), (H, W, C) or (H, W)")
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
