@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -89,9 +91,28 @@ def _load_model(path: Path, description: Description) -> nn.Module:
         raise RecordError(
             f"{path / DESCRIPTION}: expected an architecture builtin:NAME, found {description.architecture!r}"
         )
-    model = build(name, num_classes=description.target.num_classes, **description.architecture_options)
+    options = {"num_classes": description.target.num_classes, **description.architecture_options}
+    _require_held(file, name, options)
+    model = build(name, **options)
     fit_state_dict(model, load_checkpoint(file), where=f"{file} as {description.architecture}")
     return model.eval()
+
+
+def _require_held(file: Path, name: str, options: dict[str, Any]) -> None:
+    """A description may not ask for a network that is larger than the file of its weights: each number takes a byte at least.
+
+    Raises:
+        CheckpointError: If it does.
+    """
+    try:
+        with torch.device("meta"):
+            numbers = sum(tensor.numel() for tensor in build(name, **options).state_dict().values())
+    except RuntimeError as error:  # more numbers than an integer counts
+        raise CheckpointError(f"{file}: {DESCRIPTION} asks for a network that cannot be: {error}") from error
+    if numbers > file.stat().st_size:
+        raise CheckpointError(
+            f"{file}: {DESCRIPTION} asks for a network of {numbers} numbers, and the file has {file.stat().st_size} bytes"
+        )
 
 
 def _provenance(path: Path, description: Description) -> Provenance:

@@ -343,6 +343,15 @@ def test_an_edited_description_is_told(folder: Path, changes: dict[str, Any], me
         BuiltinAdapter().open(folder)
 
 
+@pytest.mark.parametrize("options", [{"width": 4096}, {"width": 2**40}, {"width": 2, "blocks": [500, 501]}])
+def test_a_description_that_asks_for_more_than_the_weights_hold_is_refused(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    edit(folder, architecture_options=options)
+    with pytest.raises(ClpError, match=r"asks for a network|at most 1000 blocks"):
+        BuiltinAdapter().open(folder)
+
+
 def test_a_description_that_is_not_json_is_told(folder: Path) -> None:
     (folder / "record.json").write_text('{"attack": ')
     with pytest.raises(RecordError, match=r"record\.json is not JSON"):
