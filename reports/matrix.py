@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.text import printable
 
 from ._style import SMALL, new_figure
 from .ranking import REMOVED_ACC_DROP, REMOVED_ASR, TOOK, has_backdoor
@@ -67,7 +66,7 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     failed = frame[frame["status"] == "failed"]
     failed = failed.assign(label=method_labels(failed))
     told_by_failures = (f"{row.label} on {Path(str(row.record)).name}: {row.error}" for row in failed.itertuples())
-    parts += [f"\nFailed: {printable(line)}\n" for line in told_by_failures]
+    parts += [f"\nFailed: {markdown_text(line)}\n" for line in told_by_failures]
     return "".join(parts)
 
 

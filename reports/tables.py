@@ -43,7 +43,9 @@ def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def method_label(method: str, implementation: str, protocol: str) -> str:
     """``"anp (backdoorbench, oracle)"``: whose code ran, unless it is ours, and whether test data chose a parameter."""
-    remarks = [implementation] * (implementation != "clp_plugin") + ["oracle"] * (protocol == "oracle")
+    remarks = [] if implementation == "clp_plugin" else [implementation]
+    if protocol == "oracle":
+        remarks.append("oracle")
     return f"{method} ({', '.join(remarks)})" if remarks else method
 
 

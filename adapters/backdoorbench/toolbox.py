@@ -135,7 +135,7 @@ class BackdoorBench(
         )
 
     def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
-        parity = "_parity" * (options.get("pairing") == "registration")
+        parity = "_parity" if options.get("pairing") == "registration" else ""
         own = "" if method == "clp" else f"_{method}"
         return record / "defense" / f"{registration.NAME}{own}{parity}"
 

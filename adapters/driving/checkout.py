@@ -116,7 +116,7 @@ def commit_of(root: Path) -> str:
     alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
     status = ["status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
     changed = _git([*unset, *here, *status], **alone)
-    return head.stdout.strip() + "+changes" * bool(changed.stdout.strip())
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
 def install(facts: CheckoutFacts, destination: Path, *, source: str | None = None, ref: str | None = None) -> Path:

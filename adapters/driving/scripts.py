@@ -78,7 +78,7 @@ def command_line(script: str, declared: Mapping[str, Declared], options: Mapping
         if name not in declared:
             raise ConfigError(f"{script}: {unknown_name('option', name, declared)}")
         if declared[name].flag:
-            arguments += [f"--{name}"] * bool(value)
+            arguments += [f"--{name}"] if value else []
         elif value is not None:
             arguments += [f"--{name}", _text(value)]
     return arguments

@@ -13,7 +13,7 @@ from clp_plugin.networks.copying import copy_of
 from clp_plugin.selection.outliers import PRUNED_KINDS, select
 from clp_plugin.types import LayerKind, Mask, Progress, Record, Scores
 
-_MOST = 10_000  # values of u in one sweep; more is a slip of the keyboard
+_LONGEST_SWEEP = 10_000  # values of u in one sweep; more is a slip of the keyboard
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def parse_range(text: str) -> list[float]:
             first, last, step = (float(part) for part in text.split(":"))
             if step <= 0 or last < first:
                 raise ValueError
-            if not math.isfinite(last) or (last - first) / step >= _MOST:
-                raise ConfigError(f"u: {text!r} asks for more than {_MOST} values; give a larger step")
+            if not math.isfinite(last) or (last - first) / step >= _LONGEST_SWEEP:
+                raise ConfigError(f"u: {text!r} asks for more than {_LONGEST_SWEEP} values; give a larger step")
             count = int((last - first) / step + 1e-9) + 1
             values = [round(first + i * step, 10) for i in range(count)]
         else:

@@ -123,7 +123,7 @@ def require_header(file: IO[bytes]) -> None:
 
 
 def _foreign(path: Path, names: list[str]) -> str:
-    others = ", ".join(names[1:4]) + ", ..." * (len(names) > 4)
+    others = ", ".join(names[1:] if len(names) <= 4 else [*names[1:4], "..."])
     more = f" (and {len(names) - 1} more: {others})" if len(names) > 1 else ""
     return (
         f"{path} was not loaded, and nothing in it was run: its pickle asks for the global {names[0]}{more}; expected "

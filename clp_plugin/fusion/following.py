@@ -180,12 +180,12 @@ class ChannelFollower(TorchDispatchMode):
         return self._new_node(op, call.name, channels, inputs, self._parents(shadow), False, tuple(source.shape))
 
     def _new_node(
-        self, op: str, module: str, channels: int, inputs: Any, parents: Any, wise: bool, shape: Any,
+        self, op: str, module: str, channels: int, inputs: Any, parents: Any, channelwise: bool, shape: Any,
         *, unknown_kernel: bool = False,
     ) -> Node:  # fmt: skip
         within = self._running[-1] if self._running else ""
         node = Node(
-            len(self.graph.nodes), op, module, self._next_id, channels, inputs, tuple(parents), wise, shape,
+            len(self.graph.nodes), op, module, self._next_id, channels, inputs, tuple(parents), channelwise, shape,
             unknown_kernel, within,
         )  # fmt: skip
         self.graph.nodes.append(node)

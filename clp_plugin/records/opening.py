@@ -146,7 +146,7 @@ def _require_filled_folder(path: Path) -> None:
 
 def _nobody_knows(path: Path, adapters: dict[str, ReadsRecords]) -> str:
     held = sorted(item.name for item in path.iterdir())
-    shown = ", ".join(held[:8]) + ", ..." * (len(held) > 8)
+    shown = ", ".join(held if len(held) <= 8 else [*held[:8], "..."])
     asked = "; ".join(_shown(name, adapter) for name, adapter in adapters.items()) or "none"
     return f"{path} is not a record of a known toolbox. Looked for: {asked}. Found: {shown}"
 

@@ -74,7 +74,7 @@ def test_an_interval_agrees_with_scipys_bootstrap() -> None:
     outcomes = [run(name, str(i), acc=0.9, asr=pair[j]) for i, pair in enumerate(pairs) for j, name in enumerate("ab")]
     (found,) = compare_methods(outcomes_frame(outcomes), metric="after_asr")
     differences = np.array([a - b for a, b in pairs])
-    theirs = stats.bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    theirs = stats.bootstrap((differences,), np.mean, method="percentile")
     assert found.difference == pytest.approx(differences.mean())
     assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.02)
     assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.02)

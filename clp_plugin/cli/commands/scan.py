@@ -13,6 +13,7 @@ from torch import nn
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.requests import ScanRequest
+from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import CheckpointError, ConfigError, PairingError
 from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
@@ -29,7 +30,6 @@ from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
 from clp_plugin.types import LayerKind, Mask, Scores
 
-DEFAULT_U = 3.0
 _OF_CHECKPOINTS = ("arch_option", "key", "strict", "num_classes", "input_size")
 _SHOWN = 6  # channels of a layer, or layers of a note
 
@@ -51,7 +51,7 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
         raise PairingError(f"{error}{guessed}") from error
     start = time.perf_counter()
     scores = score(view, score=request.score, norm=request.norm)
-    u = DEFAULT_U if request.u is None else request.u
+    u = CLP.u if request.u is None else request.u
     layers = parse_layers(request.layers)
     mask = select(scores, u, layers=layers)
     seconds = time.perf_counter() - start

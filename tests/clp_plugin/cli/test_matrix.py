@@ -142,7 +142,7 @@ def test_a_record_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
         (["--attack", "badnet"], "unknown attack 'badnet'"),
         (["--defense", "cpl"], "unknown defense 'cpl'"),
         (["--preset", "tiny"], "unknown preset 'tiny'"),
-        (["--seeds", "a"], "--seeds: expected whole numbers from 0 on"),
+        (["--seeds", "a"], "--seeds: expected whole numbers from 0 to"),
         (["--attack", "badnets:eleven"], "expected a class number or `all`"),
     ],
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 64
 _PREFIX = "encoder."
-_MOST = 1024
+_LARGEST_OPTION = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +92,10 @@ class SSBA(Attack):
             ConfigError: If an option is outside its range.
         """
         for name, value in (("bits", bits), ("width", width)):
-            if not is_whole(value, 1, _MOST):
-                raise ConfigError(f"ssba: expected {name} to be a whole number from 1 to {_MOST}, found {value!r}")
+            if not is_whole(value, 1, _LARGEST_OPTION):
+                raise ConfigError(
+                    f"ssba: expected {name} to be a whole number from 1 to {_LARGEST_OPTION}, found {value!r}"
+                )
         recipe = HidingRecipe(epochs, batch_size, lr, image_weight, noise)
         secret = numpy_generator(seed, Stream.TRIGGER).integers(0, 2, size=bits, dtype=np.uint8)
         with seeded(torch_seed(seed, Stream.TRIGGER)):
@@ -143,8 +145,8 @@ class SSBA(Attack):
             raise RecordError(f"ssba trigger: expected a secret of bits 0 and 1, found {secret!r}")
         if not isinstance(shape, list) or len(shape) != 3 or not all(is_whole(side, 1, 2**31) for side in shape):
             raise RecordError(f"ssba trigger: expected an input_shape [C, H, W], found {shape!r}")
-        if not is_whole(width, 1, _MOST):
-            raise RecordError(f"ssba trigger: expected a width from 1 to {_MOST}, found {width!r}")
+        if not is_whole(width, 1, _LARGEST_OPTION):
+            raise RecordError(f"ssba trigger: expected a width from 1 to {_LARGEST_OPTION}, found {width!r}")
         channels, height, image_width = shape
         try:
             # On the meta device the network draws no random weights and takes no memory before its weights are checked.
