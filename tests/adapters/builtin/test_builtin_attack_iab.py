@@ -184,7 +184,7 @@ def test_preparing_trains_the_mask_network_alone_towards_few_pixels_and_reports(
     prepared = attack.prepare(scene)
     after = prepared.arrays()
     assert [state[:2] for state in told] == [(epoch + 1.0, 25) for epoch in range(25)]
-    assert told[-1][2] < 0.6 * told[0][2]
+    assert told[-1][2] < 0.8 * told[0][2]
     assert all(np.array_equal(before[name], array) for name, array in attack.arrays().items())
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
     assert changed == {name for name in after if name.startswith("mask.")}
