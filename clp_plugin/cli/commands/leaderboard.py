@@ -34,7 +34,7 @@ def show_leaderboard(folders: Sequence[Path], *, sort: str, where: Sequence[str]
     """Rank the methods and print them, with what a paired bootstrap says of each pair."""
     from clp_plugin.reports.ranking import REMOVED, compare_methods, leaderboard
 
-    frame = _selected(outcomes_frame(_outcomes(folders)), where)
+    _, frame = _chosen(folders, where)
     metric = cast("Metric", "der" if sort == "der" else f"after_{sort}")
     methods = _plain(leaderboard(frame, sort=metric))
     statements = [each.statement(metric) for each in compare_methods(frame, metric=metric)]
@@ -60,8 +60,7 @@ def write_tables(
     from clp_plugin.reports.paper import performance_table, sweeps_figure, table_latex, table_markdown, time_table
     from clp_plugin.reports.tables import to_csv
 
-    outcomes = _outcomes(folders)
-    frame = _selected(outcomes_frame(outcomes), where)
+    outcomes, frame = _chosen(folders, where)
     table, seconds = performance_table(frame, by=by), time_table(frame)
     caption = f"ACC and ASR in percent by {by.replace('_', ' ')}, before and after each method."
     sweeps = _sweeps(outcomes, "architecture" if by == "architecture" else "attack")
@@ -86,9 +85,7 @@ def write_page(folders: Sequence[Path], out: Path, *, title: str, where: Sequenc
     """Write the page; what ``bench correlate`` and ``bench sweep`` stored with a record is on it."""
     from clp_plugin.reports.page.build import page_html
 
-    outcomes = _outcomes(folders)
-    kept = set(_selected(outcomes_frame(outcomes), where).index)
-    chosen = [outcome for position, outcome in enumerate(outcomes) if position in kept]
+    chosen, _ = _chosen(folders, where)
     studies = [_study(record) for record in _records(chosen)]
     html = page_html(chosen, studies, title=title)
     write_text_atomically(out, html)
@@ -108,6 +105,13 @@ def _outcomes(folders: Sequence[Path]) -> list[Outcome]:
             f"{', '.join(map(str, folders))}: expected outcomes below, found none; run `bench defend` on some records first"
         )
     return list(found.values())
+
+
+def _chosen(folders: Sequence[Path], where: Sequence[str]) -> tuple[list[Outcome], pd.DataFrame]:
+    """The outcomes below some folders that have all of the values, and the same as a table."""
+    outcomes = _outcomes(folders)
+    frame = _selected(outcomes_frame(outcomes), where)
+    return [outcomes[position] for position in frame.index], frame
 
 
 def _selected(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:

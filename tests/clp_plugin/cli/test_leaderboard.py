@@ -81,6 +81,12 @@ def test_tables_of_the_paper_and_the_figure_of_sweeps_are_written(runs: Path, tm
     assert table.loc["Average", "ft ASR"] == pytest.approx((60 + 80) / 2)
 
 
+def test_the_figure_of_sweeps_keeps_to_the_chosen_outcomes(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables"
+    told = bench("leaderboard", "tables", runs, "--out", out, "--where", "attack=badnets", "--json").json
+    assert "sweeps.png" not in told["files"]  # only the record of wanet was swept
+
+
 def test_a_page_holds_runs_and_stored_sweeps(runs: Path, tmp_path: Path) -> None:
     told = bench("leaderboard", "page", runs, "--out", tmp_path / "page.html", "--title", "Mine", "--json").json
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
