@@ -79,6 +79,7 @@ class AttackSettings:
 
 PRESETS: Mapping[str, AttackSettings] = {
     "clp-paper": AttackSettings("badnets", "cifar10", "resnet18", RECIPES["clp-paper"]),
+    "cifar10-resnet20": AttackSettings("badnets", "cifar10", "resnet20", RECIPES["small-network"]),
     "demo": AttackSettings(
         "badnets",
         "digits",

@@ -62,9 +62,9 @@ class AttackRequest:
     poison_rate: Annotated[float | None, typer.Option(help="Share of poisoned images, default 0.1.")] = None
     preset: Annotated[
         str | None,
-        typer.Option(help="Complete settings, before all other options: clp-paper (CIFAR-10), demo or small (digits)."),
+        typer.Option(help="Complete settings, before all other options: clp-paper or cifar10-resnet20 (CIFAR-10), demo or small (digits)."),
     ] = None
-    recipe: Annotated[str | None, typer.Option(help="Named training recipe: clp-paper or demo.")] = None
+    recipe: Annotated[str | None, typer.Option(help="Named training recipe: clp-paper, small-network or demo.")] = None
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None
     lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None

@@ -10,7 +10,7 @@ from torch import nn
 
 from clp_plugin.errors import ConfigError, unknown_name
 
-from .preact import PreActResNet, SENet
+from .preact import PreActResNet, SENet, WideResNet
 from .resnet import ResNet
 from .vgg import VGG, VGG11, VGG16, VGG19
 
@@ -23,6 +23,11 @@ def resnet18(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = 
     return ResNet(num_classes, width, blocks)
 
 
+def resnet20(*, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (3, 3, 3)) -> nn.Module:
+    """The residual network for CIFAR of 20 layers, with 1x1 convolutions as shortcuts where the shape changes."""
+    return ResNet(num_classes, width, blocks)
+
+
 def resnet34(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> nn.Module:
     """As :func:`resnet18`, with more blocks."""
     return ResNet(num_classes, width, blocks)
@@ -31,6 +36,11 @@ def resnet34(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = 
 def preactresnet18(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = _TWO_EACH) -> nn.Module:
     """Pre-activation residual network."""
     return PreActResNet(num_classes, width, blocks)
+
+
+def wrn16_1(*, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (2, 2, 2)) -> nn.Module:
+    """Wide residual network of 16 layers; ``width`` is 16 times the widening factor."""
+    return WideResNet(num_classes, width, blocks)
 
 
 def senet18(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = _TWO_EACH) -> nn.Module:
@@ -45,11 +55,13 @@ def _vgg(convolutions: Sequence[int], *, num_classes: int = 10, width: int = 64)
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "preactresnet18": preactresnet18,
     "resnet18": resnet18,
+    "resnet20": resnet20,
     "resnet34": resnet34,
     "senet18": senet18,
     "vgg11_bn": partial(_vgg, VGG11),
     "vgg16_bn": partial(_vgg, VGG16),
     "vgg19_bn": partial(_vgg, VGG19),
+    "wrn16_1": wrn16_1,
 }
 
 

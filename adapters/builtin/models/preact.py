@@ -74,6 +74,23 @@ class PreActResNet(nn.Module):
         return logits
 
 
+class WideResNet(PreActResNet):
+    """Pre-activation blocks, then a BatchNorm and a ReLU before the pooling; no BatchNorm stands before a sum.
+
+    Source:
+        Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016: width 16 times the widening factor, three stages.
+    """
+
+    def __init__(self, num_classes: int, width: int, blocks: Sequence[int]) -> None:
+        super().__init__(num_classes, width, blocks)
+        self.bn1 = nn.BatchNorm2d(self.linear.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(run_stages(self, self.conv1(x), self.stages)))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
+        return logits
+
+
 class SENet(nn.Module):
     """Pre-activation blocks with squeeze and excitation, after a stem with BatchNorm.
 

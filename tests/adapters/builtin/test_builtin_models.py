@@ -12,12 +12,14 @@ from clp_plugin.errors import ConfigError
 # Parameters of the well-known CIFAR implementations at full width; VGG's without the biases of its convolutions.
 KNOWN_SIZES = {
     "resnet18": 11_173_962,
+    "resnet20": 269_722 + 2_752,  # that of the paper plus its two 1x1 shortcuts with BatchNorm (option B)
     "resnet34": 21_282_122,
     "preactresnet18": 11_171_146,
     "senet18": 11_260_354,
     "vgg11_bn": 9_231_114 - 2_752,
     "vgg16_bn": 14_728_266 - 4_224,
     "vgg19_bn": 20_040_522 - 5_504,
+    "wrn16_1": 175_066,
 }
 
 
@@ -49,6 +51,7 @@ def test_any_width_classes_and_image_size(name: str, size: int) -> None:
             ["conv1", "layer1.0.bn1", "layer1.0.conv2", "layer4.1.bn2", "layer3.0.shortcut.0", "linear"],
         ),
         ("senet18", ["conv1", "bn1", "layer1.0.fc1", "layer1.0.fc2", "layer2.0.shortcut.0", "linear"]),
+        ("wrn16_1", ["conv1", "bn1", "layer1.0.bn1", "layer3.1.conv2", "layer2.0.shortcut.0", "linear"]),
         ("vgg16_bn", ["features.0", "features.1", "features.40", "features.41", "classifier"]),
     ],
 )

@@ -73,7 +73,7 @@ def test_attack_mistakes(record: Path, tmp_path: Path) -> None:
     assert "unknown attack 'nope'; known: badnets, blended" in refused(*out, "--method", "nope")
     assert "unknown dataset 'nope'; known: cifar10, digits, folder" in refused(*out, "--dataset", "nope")
     assert "known: preactresnet18, resnet18" in refused(*out, "--model", "nope")
-    assert "unknown recipe 'nope'; known: clp-paper, demo" in refused(*out, "--recipe", "nope")
+    assert "unknown recipe 'nope'; known: clp-paper, demo, small-network" in refused(*out, "--recipe", "nope")
     assert "give 0 to 9" in refused(*out, "--target", "10")
     assert "or `all` (all-to-all), found 'zero'" in refused(*out, "--target", "zero")
     assert "found 1.5" in refused(*out, "--poison-rate", "1.5")
