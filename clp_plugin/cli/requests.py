@@ -62,7 +62,9 @@ class AttackRequest:
     poison_rate: Annotated[float | None, typer.Option(help="Share of poisoned images, default 0.1.")] = None
     preset: Annotated[
         str | None,
-        typer.Option(help="Complete settings, before all other options: clp-paper or cifar10-resnet20 (CIFAR-10), demo or small (digits)."),
+        typer.Option(
+            help="Complete settings, before all other options: clp-paper, cifar10-resnet20, demo or small (the two on digits)."
+        ),
     ] = None
     recipe: Annotated[str | None, typer.Option(help="Named training recipe: clp-paper, small-network or demo.")] = None
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None
