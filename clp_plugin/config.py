@@ -1,4 +1,4 @@
-"""What a user sets once: a small YAML file in the place where the system keeps such files."""
+"""The settings that a user makes once: a small YAML file in the place where the system keeps such files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ToolboxSettings(BaseModel):
     """Settings of one toolbox.
 
     Attributes:
-        root: Its checkout.
+        root: The folder of the toolbox's checkout.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

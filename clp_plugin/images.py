@@ -68,7 +68,7 @@ class PickedImages:
         labels: True labels, ``(N,)`` int64.
         mean: Per channel, on the [0, 1] scale.
         std: Per channel, on the [0, 1] scale.
-        positions: Which of the source's images, ``(N,)`` int64.
+        positions: Positions in the source of these images, ``(N,)`` int64.
     """
 
     pixels: PixelSource
@@ -103,7 +103,7 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, padding: int, f
 
     Args:
         images: ``(B, C, H, W)``, any dtype and device.
-        generator: On the CPU; advanced.
+        generator: Source of the shifts and flips, on the CPU; it is advanced.
         padding: Largest shift, in pixels; 0 for none.
         flip: Whether to mirror half of the images left to right.
 

@@ -35,7 +35,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def import_object(reference: str) -> object:
-    """What ``"module:attr"`` or ``"path/to/file.py:attr"`` names; ``attr`` may have dots.
+    """Import the object that ``"module:attr"`` or ``"path/to/file.py:attr"`` names; ``attr`` may have dots.
 
     Raises:
         ImportError: If the module or file is not there.

@@ -1,4 +1,4 @@
-"""What is on offer: registry.yaml, installed third parties, and the user's own file, under one set of names."""
+"""The catalogue of what is on offer: registry.yaml, installed third parties, and the user's own file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Entry(BaseModel):
     Attributes:
         object: ``"package.module:attribute"`` or ``"file.py:attribute"``, imported when it is used.
         summary: One line for people.
-        citation: Where it comes from, or empty.
-        budget: What a defense may see: ``"none"`` (data-free), ``"benign"`` (n benign images) or ``"poisoned"`` (n images
-            of the poisoned training set).
+        citation: The paper that it comes from, or empty.
+        budget: The data that a defense may see: ``"none"`` (data-free), ``"benign"`` (n benign images) or
+            ``"poisoned"`` (n images of the poisoned training set).
         defaults: Option to value.
         dataset_defaults: Dataset to option to value; goes before ``defaults``.
         scales: Scale (``"small"``) to option to value; goes before both.

@@ -12,7 +12,7 @@ def printable(text: object, *, limit: int = 1000) -> str:
     r"""Show text of unknown origin on one line, with nothing in it that a terminal would obey.
 
     Args:
-        text: What is to be shown; anything that is no string is shown as ``str`` tells it.
+        text: The text to show; anything that is no string is shown as ``str`` tells it.
         limit: Largest number of characters of the result; what is longer loses its middle.
 
     Returns:

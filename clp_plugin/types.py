@@ -154,7 +154,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class TargetRule:
-    """What the attacker wants a triggered image to be called.
+    """The label that the attacker wants for a triggered image.
 
     Attributes:
         kind: ``"all_to_one"``: every image becomes ``target``; ``"all_to_all"``: y becomes (y + shift) mod classes.
@@ -187,7 +187,7 @@ class TargetRule:
         return TargetRule("all_to_one", num_classes, int(found[3]))
 
     def __str__(self) -> str:
-        """For people: ``"target 5"``, ``"all to all"``, ``"all to all, shift 2"``."""
+        """Describe the rule for people: ``"target 5"``, ``"all to all"``, ``"all to all, shift 2"``."""
         if self.kind == "all_to_one":
             return f"target {self.target}"
         return "all to all" + (f", shift {self.shift}" if self.shift != 1 else "")
@@ -248,7 +248,7 @@ class TriggeredSet:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a record comes from; two outcomes of different provenance never merge in a table.
+    """The origin of a record; two outcomes of different provenance never merge in a table.
 
     Attributes:
         toolbox: Name in the catalogue.
@@ -262,7 +262,7 @@ class Provenance:
         mean: Per channel, on the [0, 1] scale.
         std: Per channel, on the [0, 1] scale.
         toolbox_commit: Commit of the toolbox's checkout, where there is one.
-        architecture_options: What the architecture was built with.
+        architecture_options: The options that the architecture was built with.
     """
 
     toolbox: str
@@ -287,7 +287,7 @@ class Record:
     """One attacked model with all that is needed to judge it.
 
     Attributes:
-        model: In eval mode, on the CPU; takes normalized images.
+        model: The attacked network in eval mode, on the CPU; takes normalized images.
         input_shape: ``(C, H, W)``.
         clean: Clean test images.
         triggered: Triggered test images; only those that count for ASR.
@@ -324,7 +324,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What evaluation measures, as fractions in [0, 1].
+    """The measurements of an evaluation, as fractions in [0, 1].
 
     Attributes:
         acc: Share of clean test images classified as their true label.

@@ -32,7 +32,7 @@ def plain_axes(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
 
 
 def few_ticks(axes: Axes, count: int = 4) -> None:
-    """At most ``count`` + 1 ticks a side, three digits each, for panels as small as a stamp."""
+    """Set at most ``count`` + 1 ticks a side, three digits each, for panels as small as a stamp."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(count))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
@@ -43,7 +43,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem`` + ``.png`` and ``stem`` + ``.pdf``, each in one step; equal figures give equal files.
 
     Args:
-        figure: What one of the figure functions returned.
+        figure: A figure that one of the figure functions returned.
         stem: Path without suffix; dots in its name stay.
 
     Returns:

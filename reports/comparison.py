@@ -26,8 +26,8 @@ def comparison_figure(frame: pd.DataFrame) -> Figure:
     """ACC and ASR after each method, a panel a record; dashed lines show the attacked model, DER and seconds stand right.
 
     Args:
-        frame: Of :func:`clp_plugin.store.frame.outcomes_frame`; failed outcomes are left out. Several outcomes of one
-            method on one record are dots of their own, and the numbers at the right are their means.
+        frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them; failed ones are left out. Several
+            of one method on one record are dots of their own, and the numbers at the right are their means.
 
     Raises:
         ConfigError: If no outcome has metrics.

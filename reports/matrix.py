@@ -32,7 +32,8 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     Records ``NAME-seedN`` are one row, the attack ``NAME``; any other record is a row of its own.
 
     Args:
-        frame: Of :func:`clp_plugin.store.frame.outcomes_frame`; a cell without a result is a dash.
+        frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them; a cell without a result is a
+            dash.
 
     Raises:
         ConfigError: If no outcome has metrics.
@@ -90,7 +91,7 @@ def matrix_figure(frame: pd.DataFrame) -> Figure:
     """Three heat maps, attacks down and defenses across: ACC, ASR and DER, mean over seeds, with their numbers.
 
     Args:
-        frame: As of :func:`matrix_markdown`.
+        frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them.
 
     Raises:
         ConfigError: If no outcome has metrics.
@@ -126,7 +127,7 @@ def _done(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _attacked(done: pd.DataFrame) -> list[str]:
-    """By the record's folder, which tells badnets from badnets-all; models of one name without seeds stay apart."""
+    """Name a model by the record's folder, which tells badnets from badnets-all; models without seeds stay apart."""
     names = [Path(str(record)).name for record in done["record"]]
     models = done["sha256"].groupby(names).nunique()
     return [

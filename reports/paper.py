@@ -28,7 +28,7 @@ def performance_table(frame: pd.DataFrame, *, by: Row = "attack") -> pd.DataFram
 
     Args:
         frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
-        by: What a row stands for; rows of several records are means over them, each record once.
+        by: The column that makes the rows; rows of several records are means over them, each record once.
 
     Returns:
         Percent; rows in the order of appearance, then the average over the rows and how far it lies below that of the

@@ -60,7 +60,7 @@ class Comparison:
         return self.records - self.wins - self.losses
 
     def statement(self, metric: Metric) -> str:
-        """What the records say of the two methods, in one sentence."""
+        """One sentence on what the records say of the two methods."""
         numbers = (
             f"{100 * self.difference:+.1f} points of {metric.removeprefix('after_').upper()} on average "
             f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}), "
@@ -136,7 +136,7 @@ def compare_methods(
 
     Args:
         frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
-        metric: What is compared.
+        metric: The metric to compare.
         resamples: Number of resampled sets of records.
         seed: Seed of the resampling.
 

@@ -29,7 +29,7 @@ def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     The method of an outcome is named by :func:`method_label`, its record by the name of its folder.
 
     Args:
-        frame: As of :func:`clp_plugin.store.frame.outcomes_frame`; unchanged.
+        frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them; it is not changed.
     """
     frame = frame.astype(object)
     frame["base_rate"] = frame["before_base_rate"]
@@ -64,7 +64,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with aligned columns; fractions become percent, and their headings say so.
 
     Args:
-        rows: Of :func:`outcome_rows`, or of a sweep; the columns are the keys of the first row.
+        rows: Rows of :func:`outcome_rows`, or of a sweep; the columns are the keys of the first row.
     """
     if not rows:
         return "(no rows)\n"

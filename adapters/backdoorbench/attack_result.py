@@ -25,11 +25,11 @@ class PoisonedSet:
     """The poisoned images of one split.
 
     Attributes:
-        folder: Where they lie now, below the record, whatever path was stored.
+        folder: The folder that they lie in now, below the record, whatever path was stored.
         indices: ``(M,)`` positions in the clean set, in the order in which the toolbox iterates.
         true_labels: ``(M,)``.
-        given_labels: ``(M,)`` what the attacker wants them to be called.
-        suffix: Of the files, ``".png"``.
+        given_labels: ``(M,)`` labels that the attacker wants for them.
+        suffix: Suffix of the files, ``".png"``.
     """
 
     folder: Path
@@ -49,22 +49,22 @@ class PoisonedSet:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What the toolbox's attack stored.
+    """All that the toolbox's attack stored.
 
     Attributes:
         folder: The record.
-        model_name: Of the network, as the toolbox calls it.
-        num_classes: C.
-        state_dict: Weights, as stored.
-        dataset: The clean data set, as the toolbox calls it.
-        data_path: Where that lay, as stored: usually relative to the toolbox's root.
+        model_name: The network's name in the toolbox.
+        num_classes: Number of classes.
+        state_dict: The attacked network's weights, as they were stored.
+        dataset: The clean data set's name in the toolbox.
+        data_path: The stored path of that data set, usually relative to the toolbox's root.
         image_size: ``(H, W, C)``.
         test: Poisoned test images.
         train: Poisoned training images; None for attacks that store none.
         target: The attacker's rule, read off the labels of the test images.
         attack: Name of the attack; ``"unknown"`` without info.pickle.
-        poison_rate: In [0, 1]; NaN if not stored.
-        seed: Of the attack; 0 if not stored.
+        poison_rate: Share of the training images that was poisoned, in [0, 1]; NaN if not stored.
+        seed: Seed of the attack; 0 if not stored.
         stored_name: The record's name when it was made, which the stored paths of its images carry.
     """
 
@@ -142,7 +142,7 @@ def read_info(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def why_incomplete(folder: Path) -> str:
-    """What a record without its attack result is."""
+    """Say why a folder holds no attack result that can be read."""
     if (folder / "clean_model.pth").is_file():
         return f"a clean training run: clean_model.pth but no {FILE}, so there is no attack to repair"
     if (folder / INFO).is_file():

@@ -41,7 +41,7 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
 
     Args:
         checkout: The toolbox.
-        name: Of the new record: letters, digits, ``_``, ``.``, ``+`` and ``-``.
+        name: Name of the new record: letters, digits, ``_``, ``.``, ``+`` and ``-``.
         method: The attack's script without ``.py``.
         request: Options of the script; ``dataset`` says whose configuration to take (default cifar10).
 
@@ -87,7 +87,7 @@ def _require_free(target: Path, *, force: bool) -> None:
 
 
 def log_file(folder: Path, name: str) -> Path:
-    """Where a script's output goes while it runs, and stays if it fails; two runs at a time have two."""
+    """The file that a running script's output goes to, and that stays if it fails; two runs at a time have two."""
     return folder / LOGS / f"{name}-{os.getpid()}.log"
 
 

@@ -1,4 +1,4 @@
-"""What unmodified scripts of BackdoorBench need in today's Python, installed in the child process by :mod:`launcher` only."""
+"""Bridges from BackdoorBench's unmodified scripts to today's Python, installed by :mod:`launcher` in the child."""
 
 from __future__ import annotations
 

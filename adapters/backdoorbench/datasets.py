@@ -29,15 +29,15 @@ _LARGEST_MNIST = 64 << 20
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the toolbox knows of a data set.
+    """The toolbox's facts about a data set.
 
     Attributes:
-        name: As the toolbox calls it.
-        num_classes: C.
+        name: The data set's name in the toolbox.
+        num_classes: Number of classes.
         shape: ``(C, H, W)`` of an image as the network takes it.
-        mean: Of its normalization, per channel, on the [0, 1] scale.
-        std: Likewise.
-        holds: What must lie in the data set's folder.
+        mean: Mean of its normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of its normalization, per channel, on the [0, 1] scale.
+        holds: The names that must lie in the data set's folder.
     """
 
     name: str
@@ -86,11 +86,11 @@ def find_data_root(result: AttackResult, *, checkout: Path | None = None) -> Pat
     below folders such as ``recordings``; here the record's place decides.
 
     Args:
-        result: Of the record.
+        result: The record's attack result.
         checkout: The toolbox's root; the one in ``$BACKDOORBENCH_ROOT`` if None.
 
     Raises:
-        RecordError: Naming all places.
+        RecordError: If it lies in none of these places; names them all.
     """
     facts = facts_of(result.dataset, result.folder)
     below = _below_data(result)
@@ -121,8 +121,8 @@ def read_split(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages | P
     """All clean images of one split; position i is what the toolbox calls index i.
 
     Args:
-        facts: Of the data set.
-        root: Of :func:`find_data_root`.
+        facts: The toolbox's facts about the data set.
+        root: The folder that :func:`find_data_root` returns.
         split: ``"train"`` or ``"test"``.
 
     Raises:
@@ -206,7 +206,7 @@ def _gtsrb_table(folder: Path, name: str) -> tuple[list[Path], list[int]]:
 
 
 def _tree(folder: Path, facts: DatasetFacts) -> tuple[list[Path], list[int]]:
-    """As torchvision's ImageFolder sorts them. The toolbox leaves out images that cannot be read; here they are errors."""
+    """List files as torchvision's ImageFolder does. The toolbox leaves out unreadable images; here they are errors."""
     from torchvision.datasets import ImageFolder
 
     try:

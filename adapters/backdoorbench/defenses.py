@@ -22,9 +22,9 @@ class ToolboxDefense:
     """Facts about one script, found by running it and by reading it.
 
     Attributes:
-        script: Below the checkout.
-        summary: The table with its own final numbers, below its folder of results.
-        scale: Of those numbers: 1 for fractions, 0.01 for percent.
+        script: Path of the script below the checkout.
+        summary: Path of the table with its own final numbers, below its folder of results.
+        scale: Factor that makes those numbers fractions: 1 for fractions, 0.01 for percent.
         sees: ``"none"``, ``"benign"`` (a share of the clean training images) or ``"poisoned"`` (poisoned training images).
         oracle: How test images take part in choosing a parameter; empty where they do not.
         models: The only networks that it knows; empty for all.
@@ -39,7 +39,7 @@ class ToolboxDefense:
 
     @property
     def folder(self) -> str:
-        """Of its results and of its configuration."""
+        """Name of its folder, below the record's results and below the toolbox's configuration."""
         return Path(self.script).stem
 
 
@@ -71,9 +71,9 @@ class Plan:
     """One run of a defense, ready to start.
 
     Attributes:
-        arguments: Of the script's command line.
+        arguments: Arguments of the script's command line.
         options: All settings that it will have: its configuration file's, then what was given.
-        budget: What it sees, for the outcome.
+        budget: The data that the defense sees, as the outcome names it.
     """
 
     arguments: list[str]
@@ -113,9 +113,9 @@ def plan(
         method: A key of ``DEFENSES``.
         result: The record.
         given: Options that the user gave; they win.
-        record_name: Of the record in the workspace.
+        record_name: Name of the record in the workspace.
         device: ``"cpu"`` or ``"cuda..."``.
-        seed: Of the script.
+        seed: Seed that the script is started with.
         mixed_precision: Whether to leave mixed precision to the configuration file; otherwise it is off.
 
     Raises:
@@ -163,7 +163,7 @@ def _configuration(checkout: Path, defense: ToolboxDefense, dataset: str) -> Pat
 
 
 def budget_of(defense: ToolboxDefense, settings: Mapping[str, Any]) -> str:
-    """What it sees, for the outcome: ``"none"``, ``"benign:5 % of the training images"``, ``"poisoned:..."``."""
+    """The data that a defense sees, as outcomes name it: ``"none"``, ``"benign:5 % of the training images"``, ..."""
     if defense.sees == "poisoned":
         return "poisoned:a batch of the poisoned training set"
     if defense.sees == "none":

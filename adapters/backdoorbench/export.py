@@ -38,11 +38,11 @@ def export_defense(
 
     Args:
         place: The folder to fill.
-        name: Of the defense's folder; the toolbox puts it before the summary's name.
+        name: Name of the defense's folder; the toolbox puts it before the summary's name.
         record: The attacked model's record.
         model: The repaired network. Its weights are stored with the keys and shapes of the attacked one.
-        final: What was measured on it: keys of ``COLUMNS``, those known.
-        sweep: The same for each u tried.
+        final: Measurements of the repaired network, by those keys of ``COLUMNS`` that are known.
+        sweep: The same measurements for each u tried.
     """
     import torch
 

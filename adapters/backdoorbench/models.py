@@ -30,7 +30,7 @@ def build(model_name: str, num_classes: int, *, channels: int = 3) -> nn.Module:
     Args:
         model_name: One of ``NAMES``: what the toolbox calls ``--model``.
         num_classes: Number of outputs, at least 1.
-        channels: Of the images: 3, or 1 for networks whose first convolution was changed for MNIST.
+        channels: Channels of the images: 3, or 1 for networks whose first convolution was changed for MNIST.
 
     Raises:
         CheckpointError: If the toolbox has no network of that name.
@@ -54,7 +54,7 @@ def load(model_name: str, num_classes: int, state_dict: Mapping[str, Tensor], *,
     Args:
         model_name: One of ``NAMES``.
         num_classes: Number of outputs, at least 1.
-        state_dict: As stored.
+        state_dict: The weights as they were stored.
         where: File and architecture, for the message.
 
     Raises:
@@ -72,8 +72,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, where: s
     """Load weights in place. Where keys differ but shapes agree one by one, position decides, as in the toolbox.
 
     Args:
-        model: Of :func:`build`.
-        state_dict: As stored.
+        model: A network that :func:`build` made.
+        state_dict: The weights as they were stored.
         where: File and architecture, for the message.
 
     Raises:

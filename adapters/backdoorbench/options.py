@@ -1,4 +1,4 @@
-"""What ``bench attack`` calls its options, in the words of the toolbox's scripts."""
+"""Translation of the options of ``bench attack`` into those of the toolbox's scripts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def plug_in(network: nn.Module, content: Mapping[str, Any], *, residual: bool, w
 
     Args:
         network: The attacked network.
-        content: Of ``plug_layer.pt``: ``target_layer``, ``plug_name`` and ``plug_model``, a state dict.
+        content: Content of ``plug_layer.pt``: ``target_layer``, ``plug_name`` and ``plug_model``, a state dict.
         residual: Whether the module's input is added to the layer's output.
         where: The file, for messages.
 

@@ -1,4 +1,4 @@
-"""What ``python defense/clp_plugin.py`` runs in a BackdoorBench checkout: ``bench defend`` in that toolbox's habit."""
+"""The program behind ``python defense/clp_plugin.py`` in a checkout: ``bench defend`` in BackdoorBench's habit."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
         )
 
     def attack_facts(self, path: Path, *, trust: bool = False) -> AttackResult:
-        """What the attack stored but for the weights; of the record that was opened last nothing is read again."""
+        """All that the attack stored but for the weights; nothing is read again of the record that was opened last."""
         last = self._opened
         if last is not None and (last.folder, last.stamp) == (path, _stamp(path)):
             return last.facts
@@ -93,7 +93,7 @@ class BackdoorBenchAdapter(ReadsRecords, NamesItsFiles):
 
 @dataclass(frozen=True)
 class _Opened:
-    """What was read last, and the time and size of the file that it was read from."""
+    """The attack result that was read last, and the time and size of its file then."""
 
     folder: Path
     stamp: tuple[int, int]
@@ -157,7 +157,7 @@ def _require_files(poisoned: PoisonedSet) -> None:
 
 
 def _summary(path: Path) -> str:
-    """From the settings alone: the result file is large."""
+    """Describe a record by its settings alone: the result file is large."""
     try:
         info = read_info(path)
     except ClpError as error:

@@ -1,4 +1,4 @@
-"""What the toolbox's own defenses leave behind, read back as a network and the numbers that they printed."""
+"""Reading back what the toolbox's own defenses leave behind: a network and the numbers that they printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the checkout's scripts start here: each is imported in a child process, with the bridges in place."""
+"""Finding out which scripts of a checkout start: each is imported in a child process with the bridges in place."""
 
 from __future__ import annotations
 

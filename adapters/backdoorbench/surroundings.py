@@ -1,4 +1,4 @@
-"""What a script of BackdoorBench takes for granted around it.
+"""The surroundings that a script of BackdoorBench takes for granted.
 
 These are the folder names on which it re-roots paths, the record under the name that its files carry, and the clean data in
 ``data/``.
@@ -30,7 +30,7 @@ def add_data(place: Path, stored: str, root: Path) -> None:
     Args:
         place: The workspace.
         stored: The data set's path as the record has it; the toolbox takes what follows the first ``data`` in it.
-        root: Where it really lies.
+        root: The folder that the data set really lies in.
     """
     start = stored.find("data")
     target = place / (stored[start:] if start >= 0 else f"data/{Path(stored).name}")
@@ -42,7 +42,7 @@ def add_record(place: Path, result: AttackResult) -> str:
     """Put a record into the workspace, with an empty ``defense`` folder.
 
     Returns:
-        Its name there: the one that its files carry, as the toolbox opens images by their stored paths.
+        The record's name there: the one that its files carry, as the toolbox opens images by their stored paths.
     """
     name = result.stored_name
     inside = place / "record" / name

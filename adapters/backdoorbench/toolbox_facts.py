@@ -1,4 +1,4 @@
-"""What BackdoorBench is, as far as driving any checkout of scripts needs to know."""
+"""The facts on BackdoorBench that driving any checkout of scripts needs."""
 
 from __future__ import annotations
 

@@ -64,9 +64,9 @@ def attacked(
     A run that was killed, or whose block was, goes on where it stopped.
 
     Args:
-        settings: What to attack, and how.
+        settings: All that decides what is attacked, and how.
         out: The record's folder.
-        device: Where to train; not part of the settings.
+        device: The device to train on; not part of the settings.
         force: Replace a complete record, and drop an unfinished one of other settings. The old record stays readable
             until the new one is trained.
         progress: Called while training.
@@ -159,7 +159,7 @@ def _attack(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What follows from settings before any training."""
+    """All that follows from settings before any training."""
 
     dataset: Dataset
     rule: TargetRule
@@ -215,7 +215,7 @@ def _require_ours(settings: AttackSettings, out: Path, *, force: bool) -> None:
 
 
 def _differing(unfinished: Path, settings: AttackSettings) -> list[str]:
-    """In what an unfinished run has other settings; nothing where there is none."""
+    """Names of the settings that an unfinished run has otherwise; empty where there is no such run."""
     if not unfinished.exists():
         return []
     found = read_json(unfinished, raises=RecordError, advice=f"delete the folder {unfinished.parent}")
@@ -260,7 +260,7 @@ def _description(settings: AttackSettings, plan: _Plan, device: str) -> dict[str
 
 
 def _poison_rate(settings: AttackSettings, parts: Parts) -> float:
-    """As asked for; what it came to, where a clean-label attack found fewer images of its class."""
+    """The rate that was asked for, or what it came to where a clean-label attack found fewer images of its class."""
     asked, found = round(settings.poison_rate * len(parts.train)), len(parts.poisoned)
     return settings.poison_rate if found == asked else found / len(parts.train)
 

@@ -74,12 +74,12 @@ def load_dataset(
 
     Args:
         name: One of ``DATASETS``, or a key of ``ALIASES``.
-        path: For ``cifar10``: a folder that is or holds ``cifar-10-batches-py``, or an ImageFolder tree. For
-            ``folder``: an ImageFolder tree. For ``tiny_imagenet`` and ``gtsrb``: a folder that is or holds
-            ``tiny-imagenet-200`` or ``GTSRB``. Not for ``digits``.
+        path: The data set's files. For ``cifar10``: a folder that is or holds ``cifar-10-batches-py``, or an
+            ImageFolder tree. For ``folder``: an ImageFolder tree. For ``tiny_imagenet`` and ``gtsrb``: a folder that is
+            or holds ``tiny-imagenet-200`` or ``GTSRB``. None for ``digits``, which has none.
         n_train: How many training images; None for all (``digits``: 10,000).
         n_test: How many test images; None for all (``digits``: 2,000).
-        seed: Of the choice of images; for ``digits`` of their composition.
+        seed: Seed of the choice of images; for ``digits`` of their composition.
         image_size: Pixels a side, not for ``cifar10`` and ``digits``. None for the usual: 64 for ``tiny_imagenet``, 32
             for ``gtsrb``, for ``folder`` the shorter side of its first image. Images of another size are resized and
             cropped at the centre; where the field squeezes those that are not square, as of ``gtsrb``, this differs.

@@ -1,4 +1,4 @@
-"""Which images are trained on, which of them are poisoned, and what a record holds."""
+"""Choosing the images to train on and to poison, and those that a record holds."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def split(labels: Ints, rule: TargetRule, settings: AttackSettings, *, keeps_lab
     10 % of ten classes is the whole target class; where that class holds fewer, all of it is poisoned.
 
     Args:
-        labels: Of all training images, ``(N,)``.
-        rule: What the attacker wants.
+        labels: True labels of all training images, ``(N,)``.
+        rule: The labels that the attacker wants.
         settings: Shares, poison rate and seed.
         keeps_labels: Whether the attack is a clean-label one.
 
@@ -100,12 +100,12 @@ def record_images(
     """Clean test images, their triggered twins where they count for ASR, the benign budget, and a part of the training set.
 
     Args:
-        dataset: Where all images come from.
-        attack: As it is after the training.
-        rule: What the attacker wants.
+        dataset: The data set that all images come from.
+        attack: The attack as it is after the training.
+        rule: The labels that the attacker wants.
         parts: The split.
         sample: How many images of the poisoned training set to keep, at most; a random part, poisoned at its own rate.
-        seed: Of that part.
+        seed: Seed of that part.
     """
     twins = np.flatnonzero(rule.counted(dataset.test_labels))
     kept = np.sort(numpy_generator(seed, Stream.SAMPLE).permutation(len(parts.train))[:sample])

@@ -9,7 +9,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What the randomness is for. The numbers are part of what makes a stored record reproducible: append only."""
+    """The uses of randomness. The numbers are part of what makes a stored record reproducible: append only."""
 
     SUBSET = 1
     SPLIT = 2

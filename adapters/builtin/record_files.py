@@ -40,25 +40,25 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class Description:
-    """What ``record.json`` holds.
+    """The content of ``record.json``.
 
     Attributes:
         attack: The method's name.
         dataset: The data set's name.
         architecture: ``builtin:NAME``.
-        architecture_options: Of ``models.build``.
-        class_names: One a class.
+        architecture_options: Options of ``models.build``.
+        class_names: Names of the classes, one each.
         input_shape: ``(C, H, W)``.
         mean: Per channel, on the [0, 1] scale.
         std: Per channel, on the [0, 1] scale.
         target: The attacker's rule.
         trigger: The attack's ``to_json``; with the arrays in ``trigger.safetensors``, if any, enough to poison again.
         poison_rate: Share of the training part that was poisoned.
-        seed: Of everything random.
-        sha256: Of ``model.safetensors``.
+        seed: Seed of everything random.
+        sha256: Hash of ``model.safetensors``.
         settings: The whole ``AttackSettings``.
-        training: What is known only afterwards: counts of images, device, number format.
-        versions: Of what ran.
+        training: Facts known only afterwards: counts of images, device, number format.
+        versions: Versions of what ran.
     """
 
     attack: str
@@ -116,11 +116,11 @@ def write_record(
     """Write a record, ``record.json`` last: where it is, the record is complete.
 
     Args:
-        folder: Made if it does not exist.
+        folder: The record's folder; it is made if it does not exist.
         description: The fields of :class:`Description` without ``sha256``, which is computed here.
-        model: On the CPU.
-        images: Checked when the record is opened.
-        trigger_arrays: What poisoning again needs beside the description's ``trigger``; no file for none.
+        model: The attacked network, on the CPU.
+        images: The record's images, which are checked when it is opened.
+        trigger_arrays: Arrays that poisoning again needs beside the description's ``trigger``; no file for none.
     """
     # A replaced record must not describe new weights with old words.
     delete(folder / DESCRIPTION)

@@ -1,4 +1,4 @@
-"""What an attacker has at hand before the victim is trained."""
+"""All that an attacker has at hand before the victim is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .training.train import Progress, train
 
 
 def preparation_seed(seed: int) -> int:
-    """For networks that an attacker trains before the victim."""
+    """The seed of networks that an attacker trains before the victim."""
     return torch_seed(seed, Stream.PREPARATION)
 
 
@@ -27,11 +27,11 @@ class Scene:
     Attributes:
         images: The images trained on, with their true labels.
         poisoned: Positions in ``images`` of those that will be poisoned, ``(P,)`` int64.
-        rule: What the attacker wants.
+        rule: The labels that the attacker wants.
         new_model: An untrained network of the victim's architecture, with initial weights of its own.
         recipe: How the victim will be trained.
-        seed: Of everything random.
-        device: Where to train.
+        seed: Seed of everything random.
+        device: The device to train on.
         progress: Told about every training.
     """
 

@@ -25,15 +25,15 @@ class AttackSettings:
         n_train: Training images before the split into parts; None for all.
         n_test: Test images; None for all.
         image_size: Pixels a side, for ``folder``, ``gtsrb`` and ``tiny_imagenet``.
-        model_options: Of ``models.build``.
-        attack_options: Of the attack's ``create``.
+        model_options: Options of ``models.build``.
+        attack_options: Options of the attack's ``create``.
         target: The target class, or None for all-to-all.
         poison_rate: Share of the training part that is poisoned, in (0, 1).
         train_share: Share of the training images that are trained on.
         benign_share: Share of them that becomes the benign budget; the rest stays unused.
         trigger_after_augmentation: Put the trigger on after crop and flip, always where it is at test time; otherwise
             on the stored image, so that it moves with the crop.
-        seed: Of everything random; non-negative.
+        seed: Seed of everything random; non-negative.
 
     Source:
         The split into 95 % training, 1 % benign and 4 % unused images, and the rate of 10 %: CLP (ECCV 2022), 5.1.
@@ -66,7 +66,7 @@ class AttackSettings:
             raise ConfigError(f"expected positive train_share and benign_share of at most 1 together, found {shares}")
 
     def target_rule(self, num_classes: int) -> TargetRule:
-        """What the attacker wants, on a data set of ``num_classes``.
+        """The labels that the attacker wants, on a data set of ``num_classes``.
 
         Raises:
             ConfigError: If the target is outside the classes.

@@ -32,7 +32,7 @@ class BuiltinBench(BuiltinAdapter, RunsAttacks, ChecksAttacks):
     """Reads and makes records of the built-in bench; its attacks are those of the catalogue."""
 
     def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
-        """What was given, below ``settings``, as in the catalogue: an attack has options of its own by the same names."""
+        """Put all that was given below ``settings``: an attack has options of its own by the same names."""
         for name in given:
             if name not in _WORDS:
                 raise ConfigError(f"builtin: {unknown_name('setting of an attack', name, _WORDS)}")
@@ -78,7 +78,7 @@ def attack_settings(method: str, request: RunRequest) -> AttackSettings:
 
     Args:
         method: Name of the attack in the catalogue.
-        request: Its options hold what :meth:`BuiltinBench.attack_options` made, and options of the attack itself.
+        request: How to run; its options are those of :meth:`BuiltinBench.attack_options` and of the attack itself.
 
     Raises:
         ConfigError: If the preset or the recipe is unknown, or a setting is impossible.

@@ -1,4 +1,4 @@
-"""What today's Python, torch and numpy no longer offer to the unmodified scripts of any toolbox, put back in the child process.
+"""Bridges that put back, in the child process, what today's Python, torch and numpy no longer offer to old scripts.
 
 Each bridge changes the running interpreter, never a file of the checkout, and is installed by a toolbox's launcher only.
 """

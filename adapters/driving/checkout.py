@@ -1,4 +1,4 @@
-"""Where a toolbox's checkout is: found, cloned, identified."""
+"""Finding, cloning and identifying a toolbox's checkout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _RUNNING_NOTHING = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=
 
 @dataclass(frozen=True)
 class CheckoutFacts:
-    """What tells one toolbox's checkout from another.
+    """The facts that tell one toolbox's checkout from another.
 
     Attributes:
         name: The toolbox's name in the catalogue and in the configuration file, such as ``"backdoorbench"``.
-        title: Its name as its authors write it.
+        title: The toolbox's name as its authors write it.
         variable: The environment variable that names its root.
         marks: Files and folders, relative to the root, that every checkout of it has.
         source: The URL of its public repository.
@@ -49,7 +49,7 @@ class Checkout:
 
     Attributes:
         root: The folder that it lies in.
-        found_by: What named that folder, for messages.
+        found_by: The option, variable or file that named that folder, for messages.
     """
 
     root: Path

@@ -16,7 +16,7 @@ VARIABLE = "CLP_PLUGIN_LIFELINE"
 
 @contextlib.contextmanager
 def lifeline() -> Iterator[int]:
-    """In the parent: the end of the pipe to pass on, under its number in the variable :data:`VARIABLE`."""
+    """Open the pipe, in the parent; the child is to inherit this end and find its number in :data:`VARIABLE`."""
     passed, kept = os.pipe()
     try:
         yield passed
@@ -26,7 +26,7 @@ def lifeline() -> Iterator[int]:
 
 
 def end_with_parent() -> None:
-    """In the child, which leads a process group: the group is killed when the parent is gone. Started by hand, it has none."""
+    """Have the child's process group killed when the parent is gone. A child started by hand has no parent to watch."""
     if VARIABLE in os.environ:
         threading.Thread(target=_watch, args=(int(os.environ[VARIABLE]),), daemon=True).start()
 

@@ -26,10 +26,10 @@ _GRACE = 5.0  # seconds between asking a process to stop and stopping it
 
 @dataclass(frozen=True)
 class Script:
-    """What to run.
+    """A script, and how it is to run.
 
     Attributes:
-        path: Its path below the workspace, such as ``defense/ft.py``.
+        path: The script's path below the workspace, such as ``defense/ft.py``.
         arguments: The arguments of its command line.
         launcher: The module that runs it in the child process, with the bridges that it needs.
         trust: Let it load pickles that run code.
@@ -54,7 +54,7 @@ def run_script(
     """Run a script to its end.
 
     Args:
-        script: What to run.
+        script: The script, and how it is to run.
         place: The workspace, which becomes the current folder.
         log: Receives all that it prints; missing folders are made.
         report: Called with each line as it comes.
@@ -92,14 +92,14 @@ def run_script(
 
 
 def environment() -> dict[str, str]:
-    """Of the child: figures need no screen, text is UTF-8, output comes at once, no cache files in the checkout."""
+    """The child's variables: figures need no screen, text is UTF-8, output comes at once, no caches in the checkout."""
     own = {"MPLBACKEND": "Agg", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return {**os.environ, **own}
 
 
 @contextlib.contextmanager
 def _child(command: list[str], place: Path) -> Iterator[subprocess.Popen[str]]:
-    """In a process group of its own, so that its data loaders go with it; should we be killed, the lifeline stops them."""
+    """Start a child in a process group of its own, which is stopped with its data loaders, by us or by the lifeline."""
     with lifeline() as passed:
         child = subprocess.Popen(
             command, cwd=place, env={**environment(), VARIABLE: str(passed)}, pass_fds=[passed], stdin=subprocess.DEVNULL,

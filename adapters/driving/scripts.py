@@ -1,4 +1,4 @@
-"""What options a script has and what its configuration says, read from the files without running them."""
+"""Reading a script's options and its configuration from the files, without running them."""
 
 from __future__ import annotations
 

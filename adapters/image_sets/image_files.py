@@ -37,7 +37,7 @@ class DecodedFiles:
         """Remember what to read.
 
         Args:
-            files: In the order of their positions.
+            files: The image files, in the order of their positions.
             shape: ``(C, H, W)`` with C 1 or 3; files of another size are resized, bilinearly, as the toolbox does.
         """
         self.files, self.shape = tuple(files), shape
@@ -92,7 +92,7 @@ def decode(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """One image as ``(C, H, W)`` uint8.
 
     Raises:
-        RecordError: As :func:`open_image`.
+        RecordError: If the file is missing, damaged or no image.
     """
     channels, height, width = shape
     with open_image(file) as opened:

@@ -27,7 +27,7 @@ class FileList:
     """The image files of one split, not yet decoded.
 
     Attributes:
-        files: In the order of the classes, then by name.
+        files: The image files, in the order of the classes, then by name.
         labels: ``(N,)`` int64, position of each file's class in the sorted class names.
     """
 
@@ -138,7 +138,7 @@ def subfolders(path: Path) -> list[str]:
 
 
 def listing(path: Path) -> str:
-    """What a folder holds, for messages."""
+    """Say what a folder holds, for messages."""
     if not path.exists():
         return "no such folder"
     if not path.is_dir():

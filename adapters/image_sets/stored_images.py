@@ -30,7 +30,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "classid", "class_id", "target", "
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Where images lie; files of images are decoded when somebody asks for them.
+    """Images in memory or in files, which are decoded when somebody asks for them.
 
     Attributes:
         root: Folder that names of files are relative to.
@@ -88,7 +88,7 @@ class LabelledImages:
     """Stored images with their true labels.
 
     Attributes:
-        images: Where they lie.
+        images: The images.
         labels: ``(N,)`` int64.
     """
 

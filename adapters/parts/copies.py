@@ -24,7 +24,7 @@ def copied(place: Path, description: Description, images: LabelledImages) -> Des
     Args:
         place: The record's folder, to be filled.
         description: The record, of parts where they lie.
-        images: Its clean images.
+        images: The record's clean images.
     """
     used = np.asarray(description.test + description.benign, dtype=np.int64)
     shape = description.input_shape

@@ -30,13 +30,13 @@ class Part:
     sha256: str
 
     def below(self, folder: Path) -> Path:
-        """Where it lies, for a record in ``folder``."""
+        """The path of the file, for a record in ``folder``."""
         return folder / self.path
 
 
 @dataclass(frozen=True)
 class TriggerParts:
-    """What the trigger is made of, and how it is put on.
+    """The parts of a trigger, and how it is put on.
 
     Attributes:
         kind: ``"patch"``, ``"blend"``, ``"addition"``, or ``"triggered"`` for images that carry it already.
@@ -55,14 +55,14 @@ class TriggerParts:
 
 @dataclass(frozen=True)
 class NetworkParts:
-    """What the attacked network is made of.
+    """The parts that the attacked network is made of.
 
     Attributes:
         checkpoint: The file of weights.
         architecture: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME`` or the name of a callable in ``code``; None for a
             whole pickled network.
         code: The user's own Python file that builds it, or None.
-        options: What the architecture is built with.
+        options: The options that the architecture is built with.
         key: Dotted path to the weights within the file; None for the likeliest.
         num_classes: How many classes there are.
         strict: Whether the stored keys are taken as they are.
@@ -79,7 +79,7 @@ class NetworkParts:
 
 @dataclass(frozen=True)
 class Description:
-    """What ``parts.json`` holds.
+    """The content of ``parts.json``.
 
     Attributes:
         network: The attacked network.

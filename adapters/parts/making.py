@@ -40,7 +40,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PartsRequest:
-    """What a record is to be made of.
+    """The parts that a record is to be made of.
 
     Attributes:
         checkpoint: The file of weights.
@@ -53,7 +53,7 @@ class PartsRequest:
         add: Whether the picture is added.
         triggered: Images that carry the trigger already.
         arch: The architecture; None for a whole pickled network.
-        arch_options: What the architecture is built with.
+        arch_options: The options that the architecture is built with.
         key: Dotted path to the weights within the file.
         strict: Take the stored keys as they are.
         num_classes: Read off the weights if None.
@@ -97,7 +97,7 @@ def make_record(request: PartsRequest, out: Path, *, force: bool = False) -> Loa
     """Write a record that :class:`~clp_plugin.adapters.parts.record.PartsAdapter` opens.
 
     Args:
-        request: What it is made of.
+        request: The parts that it is made of.
         out: The record's folder.
         force: Replace another record, with all that was stored below it.
 
@@ -207,7 +207,7 @@ def _describe(
 
 
 def _trigger(request: PartsRequest, kind: TriggerKind, images: LabelledImages, shape: Shape) -> TriggerParts:
-    """What the trigger is made of, once it has been put together without complaint."""
+    """The parts of the trigger, once it has been put together without complaint."""
     if request.triggered is not None:
         _, stored = pair(images, request.triggered, shape)
         digest = stored.digest(np.arange(len(stored)))

@@ -29,7 +29,7 @@ def read_trigger(parts: TriggerParts, folder: Path, shape: Shape) -> Trigger:
     """The trigger that a picture makes.
 
     Args:
-        parts: Of any kind but ``"triggered"``.
+        parts: The parts of a trigger, of any kind but ``"triggered"``.
         folder: The record's folder.
         shape: ``(C, H, W)`` of the images.
 

@@ -128,7 +128,7 @@ def load_model(folder: Path, description: Description, *, trust: bool) -> nn.Mod
 
 
 def _architecture(folder: Path, parts: NetworkParts, *, trust: bool) -> str | None:
-    """What ``load_network`` takes; a stranger's record runs no code of its own."""
+    """The ``arch`` that ``load_network`` takes; a stranger's record runs no code of its own."""
     if parts.code is None:
         if names_file(parts.architecture):
             raise RecordError(

@@ -25,16 +25,16 @@ def draw_budget(
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[Budget, str]:
-    """What a defense may see of a record: exactly what it declares.
+    """Draw what a defense may see of a record: exactly what it declares.
 
     Args:
-        record: Where the images come from.
-        method: Its name, for messages.
-        defense: Declares its budget.
+        record: The attacked model's record, which the images are drawn from.
+        method: Name of the defense, for messages.
+        defense: The defense, which declares its budget.
         n: How many images; None for 500 (1 % of CIFAR-10, CLP 5.1), or all where there are fewer.
         protocol: ``"oracle"`` adds the judge.
-        seed: Of the draw, which is uniform: a class may be missing, as it may in life.
-        device: Where the judge evaluates.
+        seed: Seed of the draw, which is uniform: a class may be missing, as it may in life.
+        device: The device on which the judge evaluates.
 
     Returns:
         The budget, and how outcomes name it: ``"none"``, ``"benign:500"``, ``"poisoned:500"``.

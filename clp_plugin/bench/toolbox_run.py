@@ -34,7 +34,7 @@ def run_toolbox_defense(
     A run that fails is stored as failed, beside what it printed, until one of that method ends well.
 
     Args:
-        adapter: Of the toolbox whose record it is.
+        adapter: The adapter of the toolbox whose record it is.
         record: One of its records, as it was opened.
         method: Name of the defense in the toolbox.
         request: How its script is to run.

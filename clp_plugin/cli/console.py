@@ -88,7 +88,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def percent(fraction: float) -> str:
-    """For tables only: files and code keep fractions."""
+    """Show a fraction in percent, for tables only: files and code keep fractions."""
     return f"{100 * fraction:.2f} %"
 
 

@@ -13,7 +13,7 @@ def parse_options(given: Iterable[str], *, flag: str = "--option") -> dict[str, 
     """Name to value; values are read as YAML scalars and lists, so ``3`` is a number and ``true`` a truth value.
 
     Args:
-        given: As typed.
+        given: The options as they were typed, each ``NAME=VALUE``.
         flag: The option that they were given by, for messages.
 
     Raises:

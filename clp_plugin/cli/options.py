@@ -107,7 +107,7 @@ def refuse(typed: frozenset[str], *names: str, where: str) -> None:
     Args:
         typed: The names of the options that stand on the command line.
         names: The options that have no meaning here.
-        where: Where they have none, for the message.
+        where: The case in which they have none, for the message.
 
     Raises:
         ConfigError: If one of the named options was typed.

@@ -36,7 +36,7 @@ def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, An
 
 
 def defense_json(run: DefenseRun, folder: Path) -> dict[str, Any]:
-    """What ``bench defend --json`` prints."""
+    """The object that ``bench defend --json`` prints."""
     return {
         **_measured(run),
         "der": run.outcome.der,
@@ -49,7 +49,7 @@ def defense_json(run: DefenseRun, folder: Path) -> dict[str, Any]:
 
 
 def toolbox_defense_json(run: DefenseRun, result: ToolboxResult) -> dict[str, Any]:
-    """What ``bench defend --impl toolbox --json`` prints."""
+    """The object that ``bench defend --impl toolbox --json`` prints."""
     return {
         **_measured(run),
         "reported": run.outcome.reported,

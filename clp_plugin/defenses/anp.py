@@ -29,7 +29,7 @@ class ANP(MaskLearning):
 
     Attributes:
         iterations: Steps on m, each on a batch drawn with replacement.
-        lr: Of SGD on m.
+        lr: Learning rate of SGD on m.
         alpha: Weight of the loss without disturbance, in [0, 1].
         eps: Largest disturbance of a factor, above 0.
         as_released: Do not project the disturbance back into the ball after its step. The public code does not, so its
@@ -88,10 +88,10 @@ class ANP(MaskLearning):
         """The inner problem: a random point of the ball, one step of size eps along the gradient's signs, projected.
 
         Args:
-            loss_of: What is raised, a function of the disturbances of weights and of biases.
-            channels: How many.
-            generator: On the CPU; advanced.
-            device: Where to work.
+            loss_of: The loss to be raised, a function of the disturbances of weights and of biases.
+            channels: Number of channels to disturb.
+            generator: Source of the random point, on the CPU; it is advanced.
+            device: The device to work on.
 
         Returns:
             Disturbances of weights and of biases, each ``(channels,)`` in [-eps, eps], or [-2 eps, 2 eps] if

@@ -21,8 +21,8 @@ class Budget:
     Attributes:
         input_shape: ``(C, H, W)``.
         num_classes: Number of classes.
-        mean: Of the normalization that the model wants, per channel, on the [0, 1] scale.
-        std: Likewise.
+        mean: Mean of the normalization that the model wants, per channel, on the [0, 1] scale.
+        std: Standard deviation of that normalization, per channel, on the [0, 1] scale.
         benign: Benign images with their labels, for a defense that declares ``"benign"``; else None.
         poisoned: Images of the training set as it was trained on, poison and all, for a defense that declares
             ``"poisoned"``; else None.
@@ -41,14 +41,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a defense returns.
+    """The result of a defense.
 
     Attributes:
         model: The repaired model.
-        mask: What was pruned, for defenses that prune.
+        mask: The channels that were pruned, for defenses that prune.
         log: Plain values worth keeping (thresholds, losses, seconds of parts).
         view: The linear layers of the network as it came, where the defense found them; its model is not the repaired one.
-        scores: Their scores, where the defense computed them.
+        scores: The scores of those layers, where the defense computed them.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class Defense(Protocol):
 
     @property
     def budget(self) -> BudgetKind:
-        """What it needs; it receives exactly that."""
+        """The kind of data that the defense needs; it receives exactly that."""
         ...
 
     def repair(self, model: nn.Module, budget: Budget, *, seed: int, progress: Progress | None = None) -> Repaired:

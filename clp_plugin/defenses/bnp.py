@@ -102,10 +102,10 @@ def divergence(mean: Floats, variance: Floats, running_mean: Floats, running_var
     """Kullback-Leibler divergence of N(mean, variance) from N(running_mean, running_var), channel by channel.
 
     Args:
-        mean: Of benign images, ``(channels,)``.
-        variance: Of benign images, ``(channels,)``, 0 or more.
-        running_mean: ``(channels,)``.
-        running_var: ``(channels,)``, 0 or more.
+        mean: Mean over benign images, ``(channels,)``.
+        variance: Variance over benign images, ``(channels,)``, 0 or more.
+        running_mean: The BatchNorm's own mean, ``(channels,)``.
+        running_var: The BatchNorm's own variance, ``(channels,)``, 0 or more.
         floor: Smaller variances, those of dead channels, are taken for this; above 0. BatchNorm's own eps is the
             smallest that it can tell apart.
 

@@ -28,7 +28,8 @@ class EP:
 
     Attributes:
         u: Prune below mean - u * std of the layer's entropies, 0 or more. The public code's default.
-        bin_width: Of the histogram, in standard deviations of a channel. The public code's; BackdoorBench has 0.1.
+        bin_width: Width of the histogram's bins, in standard deviations of a channel. The public code's; BackdoorBench
+            has 0.1.
 
     Raises:
         ConfigError: If a value is out of its range, before anything is run.
@@ -83,7 +84,7 @@ def entropies(maxima: Floats, bin_width: float) -> Floats:
 
     Args:
         maxima: ``(images, channels)``, finite.
-        bin_width: In standard deviations, above 0.
+        bin_width: Width of a bin in standard deviations, above 0.
 
     Returns:
         ``(channels,)`` float64, in nats, from 0 to ln(images). NaN for a channel that is constant up to float32's

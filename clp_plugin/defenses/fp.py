@@ -38,7 +38,7 @@ class FP(SGDTraining):
     Attributes:
         ratio: Share of the layer's channels to prune, in [0, 1), rounded down to whole channels; None to choose it on
             held-out benign images.
-        step: Of the shares that are tried: 0, step, 2 step, ... below 1. In [0.001, 1).
+        step: Distance of the shares that are tried: 0, step, 2 step, ... below 1. In [0.001, 1).
         tolerance: Largest drop of held-out accuracy, before fine-tuning, a fraction in [0, 1].
         held_out: Share of the benign images to choose by, in (0, 1). The activity is measured on the others, whether or
             not ``ratio`` is given; all of them are fine-tuned on.
@@ -171,9 +171,9 @@ def activity(view: FusedView, layer: LinearLayer, data: Labeled) -> Floats:
     """How strongly images activate each channel of a layer.
 
     Args:
-        view: Of a model in eval mode.
-        layer: One of its layers.
-        data: At least one image.
+        view: The fused view of a model in eval mode.
+        layer: One of the view's layers.
+        data: At least one image with its label.
 
     Returns:
         ``(channels,)`` float64, at least 0: mean over images and positions of what a ReLU would let through, behind the

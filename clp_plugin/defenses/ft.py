@@ -17,7 +17,7 @@ class FT(SGDTraining):
     """Train all weights on the benign images for a few epochs.
 
     Source:
-        As compared with in CLP (ECCV 2022), 5.1: 500 images, batches of 128, learning rate 0.005, 20 epochs. Momentum,
+        The baseline of CLP (ECCV 2022), 5.1: 500 images, batches of 128, learning rate 0.005, 20 epochs. Momentum,
         weight decay, schedule and augmentation are not told there: 0.9, 5e-4, none, crop and flip.
     """
 

@@ -27,15 +27,15 @@ class NAD(SGDTraining):
     """Fine-tune a copy as the teacher; then fine-tune the model so that its attention follows the teacher's.
 
     Attributes:
-        epochs: Of the student.
-        lr: Of the student, after its first epochs.
-        warm_lr: Of the first ``warm_epochs`` epochs of teacher and student.
-        warm_epochs: How many those are.
-        teacher_epochs: Of the teacher.
-        teacher_lr: Of the teacher, after its first epochs.
+        epochs: Passes over the images that train the student.
+        lr: Learning rate of the student, after its first epochs.
+        warm_lr: Learning rate in the first ``warm_epochs`` epochs of teacher and student.
+        warm_epochs: Number of epochs at ``warm_lr``.
+        teacher_epochs: Passes over the images that train the teacher.
+        teacher_lr: Learning rate of the teacher, after its first epochs.
         betas: Weights of the attention losses of the last stages, from low (large maps) to high, each at least 0. A network
             with fewer stages takes the last of them.
-        momentum: Nesterov's, in (0, 1).
+        momentum: Nesterov's momentum, in (0, 1).
 
     Raises:
         ConfigError: If a value is out of its range, before anything is run.
@@ -137,9 +137,9 @@ def attention_loss(
     """How far the student's attention is from the teacher's.
 
     Args:
-        students: Maps of each stage, ``(B, C, H, W)``; any number of channels.
-        teachers: Likewise, of the same images.
-        weights: Of each stage, at least 0; at least one stage.
+        students: The student's maps of each stage, ``(B, C, H, W)``; any number of channels.
+        teachers: The teacher's maps of each stage, of the same images.
+        weights: Weight of each stage, at least 0; at least one stage.
 
     Returns:
         Sum over stages of weight times the mean, over images and positions, of the squared difference of attention.

@@ -32,7 +32,7 @@ class RNP(MaskLearning):
         clean_threshold: Unlearning ends after the first pass with at most this accuracy on the images that it saw, in
             [0, 1]. If no pass gets there, the weights after the last are recovered and ``log["unlearned"]`` is False.
         recover_epochs: Passes over the images in which the factors are trained.
-        lr: Of SGD on the factors.
+        lr: Learning rate of SGD on the factors.
         alpha: Factor of the cross-entropy in recovery, above 0.
         as_released: Do not clip. The public code clips before the gradient is computed, which does nothing, and
             published numbers depend on that.
@@ -95,8 +95,8 @@ class RNP(MaskLearning):
 
         Args:
             network: Changed in place.
-            data: At least 2 images, on its device.
-            generator: Of order and augmentation, on the CPU; advanced.
+            data: At least 2 images, on the network's device.
+            generator: Source of order and augmentation, on the CPU; it is advanced.
             progress: Called with passes done and most passes.
 
         Returns:
@@ -137,8 +137,8 @@ class RNP(MaskLearning):
 
         Args:
             network: Taken over: frozen, in train mode; its running statistics move.
-            data: At least 2 images, on its device.
-            generator: Of order and augmentation, on the CPU; advanced.
+            data: At least 2 images, on the network's device.
+            generator: Source of order and augmentation, on the CPU; it is advanced.
             progress: Called with passes done and passes in all.
 
         Returns:

@@ -18,7 +18,7 @@ from clp_plugin.types import ImageSet, Ints, Metrics, Progress, Record
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one network does on a record's test images.
+    """The measured behaviour of one network on a record's test images.
 
     Attributes:
         metrics: ACC, ASR, RA and the base rate.

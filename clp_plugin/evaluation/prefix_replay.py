@@ -39,7 +39,7 @@ class PrefixReplay:
         """Forget all outputs.
 
         Args:
-            wanted: Only the outputs of the first so many calls will be asked for again.
+            wanted: Number of calls, from the first, whose outputs will be asked for again.
         """
         self._kept, self._versions, self._bytes, self._wanted = [], [], 0, wanted
 
@@ -47,7 +47,7 @@ class PrefixReplay:
         """The network's logits; the first ``unchanged`` calls give what they gave in the run before.
 
         Args:
-            network: With :func:`watched` around it, under ``torch.no_grad()``.
+            network: A network with :func:`watched` around it, under ``torch.no_grad()``.
             batch: The batch of the run before, unless :meth:`new_batch` was called.
             unchanged: Number of calls, from the start, that no changed weight can reach.
         """
@@ -60,7 +60,7 @@ class PrefixReplay:
         return logits
 
     def call(self, name: str, compute: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """What a watched module does instead of computing."""
+        """Called by a watched module instead of computing."""
         place, self._position = self._position, self._position + 1
         if place < self._unchanged:
             kept = self._kept[place]

@@ -26,7 +26,7 @@ class LayerCorrelation:
 
     Attributes:
         name: The layer, or ``pooled``.
-        pearson: In [-1, 1]; NaN where it is not defined.
+        pearson: Pearson correlation in [-1, 1]; NaN where it is not defined.
         spearman: Correlation of the ranks (ties share their mean rank), in [-1, 1]; NaN where it is not defined.
         n: Number of channels.
         pearson_ci: Bootstrap interval of the Pearson correlation (2.5 %, 97.5 %).

@@ -30,8 +30,8 @@ def read_arrays(path: Path, *, raises: type[ClpError]) -> dict[str, NDArray[Any]
         Name to array of booleans or numbers, in the file's own shape.
 
     Raises:
-        ClpError: Of the type ``raises``, if the file is no ordinary file, is damaged, holds anything but numbers, or declares
-            more than it holds.
+        ClpError: One of type ``raises``, if the file is no ordinary file, is damaged, holds anything but numbers, or
+            declares more than it holds.
     """
     with open_regular(path, raises=raises) as opened:
         size = path.stat().st_size

@@ -25,7 +25,7 @@ def load_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
         trust: Allow pickles that run code.
 
     Raises:
-        CheckpointError: As :func:`read_pickle_checkpoint`, or if the file holds no state dict.
+        CheckpointError: If the file cannot be read (see :func:`read_pickle_checkpoint`), or holds no state dict.
     """
     from clp_plugin.files.containers import parts_of
 

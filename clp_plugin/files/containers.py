@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint: the parts that a file holds, the one to take, and the file with that part replaced."""
+"""The weights within a checkpoint: the parts that a file holds, the one to take, and its replacement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Part:
     Attributes:
         path: Keys and positions that lead to its holder; empty where the file itself is the holder.
         holder: A state dict, perhaps with other entries among the tensors, or a whole module.
-        prefix: What the stored keys of this part begin with; empty for all of them.
+        prefix: The beginning of the stored keys of this part; empty for all of them.
     """
 
     path: tuple[str | int, ...]
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What ``--key`` takes."""
+        """The name by which ``--key`` takes this part."""
         return ".".join(map(str, (*self.path, *([self.prefix.removesuffix(".")] if self.prefix else []))))
 
     @property
@@ -54,7 +54,7 @@ def parts_of(loaded: object, path: Path, *, key: str | None = None) -> tuple[Par
     """The parts of a checkpoint that may be meant, the likeliest first.
 
     Args:
-        loaded: What the file holds.
+        loaded: The object that the file holds.
         path: The file, for the message.
         key: Dotted path to the part, or to what holds it; it may run on into the keys of a flat state dict.
 
@@ -94,7 +94,7 @@ def with_part_replaced(loaded: object, part: Part, weights: Mapping[str, Tensor]
     """The same checkpoint with other weights in one part; all else is as it was, and ``loaded`` is not changed.
 
     Args:
-        loaded: What the file holds.
+        loaded: The object that the file holds.
         part: One of :func:`parts_of`.
         weights: Stored key to tensor; keys that are not named stay as they are.
     """

@@ -1,4 +1,4 @@
-"""What a file is, by its content: people rename files, and downloads bring pages and pointers instead of weights."""
+"""Telling a file's format by its content: people rename files, and downloads bring pages instead of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ONNX_NEXT = b"\x12\x1a\x22\x3a\x42"
 
 
 def foreign_format(file: IO[bytes]) -> str | None:
-    """What a file is that is no checkpoint of PyTorch's, and what to do; None for what may be one.
+    """Say what a file is that is no checkpoint of PyTorch's, and what to do; None for what may be one.
 
     Args:
         file: Open for reading; wound back afterwards.

@@ -50,7 +50,7 @@ def claimed(place: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed_inside(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """As :func:`claimed`, for a folder that is filled and never replaced: the folder above it need not be writable."""
+    """:func:`claimed` for a folder that is filled and never replaced: the folder above it need not be writable."""
     folder = Path(os.path.realpath(folder))
     with _queued(folder / _WHOLE, told=folder, wait=wait):
         clear_dead(folder)
@@ -79,7 +79,7 @@ def _queued(place: Path, *, told: Path, wait: bool) -> Iterator[None]:
 def clear_dead(folder: Path, names: Iterable[str] | None = None) -> None:
     """Delete what dead runs left in a folder and below; a folder that one had set aside goes back to its place.
 
-    What cannot be changed stays.
+    Whatever cannot be deleted or moved stays where it is.
 
     Args:
         folder: Need not exist.
@@ -128,7 +128,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _clear(place: Path) -> None:
-    """What a run left when it ended before its time; the old, where the new had not yet taken its place, goes back."""
+    """Delete what an interrupted run left; the old, where the new had not yet taken its place, goes back."""
     old, new = beside(place, OLD), beside(place, NEW)
     if old.exists() and not place.exists():
         places.step("put back", place)

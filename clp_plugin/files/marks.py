@@ -1,4 +1,4 @@
-"""What tells weights that this package wrote from anybody else's, so that only the former are replaced."""
+"""The mark that tells weights that this package wrote from anybody else's, so that only the former are replaced."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def marked_zip(writer: Callable[[BinaryIO], object]) -> Callable[[BinaryIO], Non
 
 
 def weights_to_write(path: Path) -> Path:
-    """As :func:`file_to_write`, for a name that a user gave: weights there are replaced only if they have the mark.
+    """Like :func:`file_to_write`, for a name that a user gave: weights there are replaced only if they have the mark.
 
     Raises:
-        ConfigError: Also if there is a file without it.
+        ConfigError: If nothing can be written there, or a file without the mark lies there.
     """
     place = file_to_write(path)
     if place.exists() and not _has_mark(place):

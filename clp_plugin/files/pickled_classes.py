@@ -16,7 +16,7 @@ class PickledClasses:
 
     Attributes:
         home: The module of the file that holds the classes; None looks nowhere else.
-        found: What was found there, by the module and name that the pickle gives it.
+        found: The classes that were found there, by the module and name that the pickle gives them.
     """
 
     def __init__(self, home: ModuleType | None = None) -> None:
@@ -24,7 +24,7 @@ class PickledClasses:
         self.found: dict[tuple[str, str], Any] = {}
 
     def pickle_module(self) -> ModuleType:
-        """What ``torch.load`` takes as ``pickle_module``."""
+        """The module that ``torch.load`` takes as ``pickle_module``."""
         classes = self
 
         class Unpickler(pickle.Unpickler):

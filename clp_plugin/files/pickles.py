@@ -47,7 +47,7 @@ class Maker:
 
 @dataclass(eq=False)
 class _Unbuilt:
-    """What a BUILD opcode will turn into a value, with the places of the memo that hold it until then."""
+    """An object that a BUILD opcode will turn into a value, with the places of the memo that hold it until then."""
 
     build: Callable[[object], object]
     memorized: list[object] = field(default_factory=list)

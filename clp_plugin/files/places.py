@@ -1,4 +1,4 @@
-"""Where this package may write: links are followed, and nothing is replaced that is not its own to replace."""
+"""Places to write to: links are followed, and nothing is replaced that is not this package's own to replace."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def folder_to_fill(path: Path) -> Path:
 
 
 def folder_to_replace(path: Path) -> Path:
-    """As :func:`folder_to_fill`, for a folder that is put there whole.
+    """Like :func:`folder_to_fill`, for a folder that is put there whole.
 
     Raises:
-        ConfigError: Also if it holds an input of this run, or is in use as the current folder or as a mount point.
+        ConfigError: If it cannot be used so, holds an input of this run, or is the current folder or a mount point.
     """
     place = folder_to_fill(path)
     if os.path.ismount(place) or Path(os.path.realpath(os.curdir)).is_relative_to(place):
@@ -108,10 +108,10 @@ def _place(path: Path, fits: Callable[[int], bool], expected: str) -> Path:
 
 @contextlib.contextmanager
 def refusals_told(path: Path) -> Iterator[None]:
-    """What the disk refuses inside the block is told as a mistake of the user, in terms of ``path``.
+    """Tell what the disk refuses inside the block as a mistake of the user, in terms of ``path``.
 
     Raises:
-        ConfigError: In place of an OSError.
+        ConfigError: If the block raises an OSError.
     """
     try:
         yield

@@ -33,7 +33,7 @@ def open_regular(path: Path, *, raises: type[ClpError], expected: str = "an ordi
     Args:
         path: Links are followed.
         raises: The error to raise.
-        expected: What should lie there, for the message.
+        expected: The kind of file that should lie there, for the message.
 
     Raises:
         ClpError: The given one, if there is no ordinary file or it cannot be opened.

@@ -80,9 +80,9 @@ def write_shards(
 
     Args:
         weights: Key to tensor, the keys of the index.
-        index: Of the weights as they were read.
-        folder: To be made.
-        write: Writes the tensors of one file.
+        index: The index file of the weights as they were read.
+        folder: The folder to make.
+        write: Function that writes the tensors of one file.
     """
     weight_map = read_weight_map(index)
     with staged_folder(folder) as staged:

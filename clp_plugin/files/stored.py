@@ -26,7 +26,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".m
 
 @dataclass(frozen=True, eq=False)
 class StoredCheckpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint file.
 
     Attributes:
         path: The file; of weights in several files their index.
@@ -49,7 +49,7 @@ def read_stored(path: Path, *, trust: bool = False, classes_in: ModuleType | Non
     Args:
         path: A file of torch.save or safetensors whatever its suffix; an index of several files; or their folder.
         trust: Allow pickles that run code.
-        classes_in: Where to look for classes of a whole pickled module that cannot be imported.
+        classes_in: Module in which to look for classes of a whole pickled network that cannot be imported.
 
     Raises:
         CheckpointError: If it is missing, damaged, something else, or needs ``trust``.
@@ -92,10 +92,10 @@ def write_like(stored: StoredCheckpoint, content: object, weights: Mapping[str, 
     """Write what was changed in the form that it was read in.
 
     Args:
-        stored: As it was read.
+        stored: The checkpoint as it was read.
         content: The changed checkpoint.
-        weights: Stored key to tensor, of the part that was changed: all that ``.safetensors`` can hold, and what
-            files of torch.save hold when safetensors was read.
+        weights: Stored key to tensor, for the part that was changed: all that ``.safetensors`` can hold, and what files
+            of torch.save hold when safetensors was read.
         path: A file ending in ``.safetensors`` or in a suffix of torch.save; of weights in several files, a new folder.
 
     Raises:

@@ -70,11 +70,11 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledC
 
 
 def read_torch_stream(file: IO[bytes]) -> object:
-    """As :func:`read_pickle_checkpoint`, from a stream that can be read and wound back; never trusting.
+    """:func:`read_pickle_checkpoint` for a stream that can be read and wound back, never trusting.
 
     Raises:
         ForeignGlobalsError: If its pickle asks for more than plain data.
-        Exception: Any other, if it is damaged.
+        Exception: Any other kind, if the stream is damaged.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -85,7 +85,7 @@ def read_torch_stream(file: IO[bytes]) -> object:
 
 
 def first_line(error: Exception) -> str:
-    """What torch says of an error, without its advice."""
+    """The first line of what torch says of an error, without its advice."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -115,7 +115,7 @@ def require_header(file: IO[bytes]) -> None:
     """Refuse a safetensors file whose header, which is parsed as a whole, is larger than any that names tensors.
 
     Raises:
-        ValueError: With its size.
+        ValueError: If it is; states its size.
     """
     size = int.from_bytes(file.read(8), "little")
     if size > _LARGEST_HEADER:
@@ -139,7 +139,7 @@ def _damaged(path: Path, size: int, error: Exception) -> str:
 
 
 class _Budget:
-    """What a file may make of itself in memory: tensors that share storages are legitimate, terabytes from kilobytes not."""
+    """The memory that a file may fill: tensors that share storages are legitimate, terabytes from kilobytes are not."""
 
     def __init__(self, size: int) -> None:
         self.left = 8 * size + (16 << 20)
@@ -242,7 +242,7 @@ def _elements(raw: Tensor, dtype: torch.dtype, count: int) -> Tensor:
 
 
 def _torch_globals(budget: _Budget) -> dict[str, object]:
-    """What stands for the globals of torch that dense tensors need."""
+    """Substitutes for the globals of torch that dense tensors need."""
     import torch
 
     def tensor(flat: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:

@@ -257,7 +257,7 @@ def channel_structure(shadow: torch.Tensor, prefer: int = 1) -> tuple[int, Ints]
 
 
 def _is_pointwise(func: Any) -> bool:
-    """By PyTorch's own tag, which some in-place forms (``hardswish_``) lack although their plain forms carry it."""
+    """Ask PyTorch's own tag, which some in-place forms (``hardswish_``) lack although their plain forms carry it."""
     plain = getattr(aten, func.overloadpacket.__name__.removesuffix("_"), None)
     forms = [func] if plain is None else [func, *(getattr(plain, name) for name in plain.overloads())]
     return any(torch.Tag.pointwise in form.tags for form in forms)
@@ -272,7 +272,7 @@ def _along(values: torch.Tensor, like: torch.Tensor, dim: int | None) -> torch.T
 
 
 def _output_dim(output: torch.Tensor, structures: list[tuple[int, Ints]], ndim: int) -> int | None:
-    """Where the channels of the widest structured input stand in a channel-wise operation's output."""
+    """The dimension of a channel-wise operation's output that holds the channels of its widest structured input."""
     for dim, ids in structures:
         places = [dim] if output.ndim == ndim else [dim, 1, output.ndim - 1, *range(output.ndim)]
         for place in places:

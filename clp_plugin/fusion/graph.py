@@ -1,4 +1,4 @@
-"""What a traced run leaves behind: which channel of which operation every channel depends on."""
+"""The record of a traced run: which channel of which operation every channel depends on."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class ChannelGraph:
     """All nodes of one run.
 
     Attributes:
-        nodes: In the order of execution.
+        nodes: The operations, in the order of execution.
         outputs: Indices of the nodes that the model's output is made of.
         logits: Global channel numbers ``(classes,)`` of the logits and of other outputs as wide, those of auxiliary
             classifiers.
-        how: How the model was run.
+        how: One phrase on how the model was run.
     """
 
     nodes: list[Node] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which layers put out the logits: no class may ever be pruned."""
+"""The layers that put out the logits, which are never pruned: each of their channels is a class."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _norm_layer(graph: ChannelGraph, name: str, nodes: list[Node]) -> LinearLaye
 
 
 def _conv_feed(graph: ChannelGraph, node: Node) -> tuple[tuple[str, ...], Ints, Ints]:
-    """Which convolution's which channel each channel of a norm's input is."""
+    """Find the convolution, and the channel of it, that each channel of a norm's input comes from."""
     unknown = np.full(node.channels, -1, np.int64)
     if not node.inputs or len(node.inputs[0]) != node.channels:
         return (), unknown, unknown

@@ -44,7 +44,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Seq
 
 
 def _advice(error: Exception) -> str:
-    """What helps against the failure of a network's own code."""
+    """Advice against the failure of a network's own code."""
     text = str(error).lower()
     if isinstance(error, TypeError) and "positional argument" in text:
         return "it takes something else than one batch of images: wrap it in a module that does, in a file for --arch"

@@ -1,4 +1,4 @@
-"""What no score can be given, and why: kernels that no module holds, and scales that a norm undoes."""
+"""Weights that no score can be given, and why: kernels that no module holds, and scales that a norm undoes."""
 
 from __future__ import annotations
 

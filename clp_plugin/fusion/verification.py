@@ -29,7 +29,7 @@ _MOVED = 1e-9  # relative change above which a channel counts as moved, in float
 
 @dataclass(frozen=True)
 class Verification:
-    """What the two experiments found.
+    """The findings of the two experiments.
 
     Attributes:
         error: Largest relative difference of the outputs with fused kernels in place of the pairs.

@@ -13,7 +13,7 @@ from clp_plugin.types import Ints, LayerKind, Pairing
 
 @dataclass(frozen=True, eq=False)
 class LinearLayer:
-    """What a score is computed on.
+    """One layer of channels that a score is computed on.
 
     Attributes:
         name: The module to silence when a channel is pruned: the norm of a fused or diagonal layer, else the conv.
@@ -21,9 +21,9 @@ class LinearLayer:
             before the next non-linearity), ``head`` (its channels are the logits': listed, never pruned).
         conv: Names of the convolutions (or linear maps) that the channels come from; several after a concatenation.
         norm: Name of the BatchNorm, or None.
-        channels: K.
+        channels: Number of channels, K.
         source: ``(K,)`` position in ``conv`` that channel k comes from; -1 where it comes from no convolution.
-        source_channel: ``(K,)`` output channel of that convolution; -1 likewise.
+        source_channel: ``(K,)`` output channel of that convolution; -1 where it comes from no convolution.
         why: One line for people.
         unprunable: Why a mask cannot silence its channels, or "".
 
@@ -54,8 +54,8 @@ class FusedView:
     Attributes:
         model: The bare network (see :func:`clp_plugin.networks.wrappers.unwrap`); the view holds no copy of any weight.
         layers: The linear layers.
-        graphs: Which channel every channel depends on: the run in eval mode and, where branches such as auxiliary heads
-            open only in training mode, a second run that reaches them; empty for ``registration``.
+        graphs: The channels that every channel depends on, in the run in eval mode and, where branches such as
+            auxiliary heads open only in training mode, a second run that reaches them; empty for ``registration``.
         pairing: ``dataflow`` or ``registration``.
         inner_linear: Linear modules inside the network that no BatchNorm follows (attention, MLP): not scored.
         unreached: Convolutions and norms that no run executes.

@@ -86,7 +86,7 @@ def apply_mask(model: nn.Module, mask: Mask, *, keep_bias: bool = False) -> Undo
             RNP, EP and BNP do.
 
     Returns:
-        What undoes it.
+        A handle whose ``undo()`` puts every changed tensor back.
 
     Raises:
         MaskError: If a layer does not exist, has another width, computes its weight (parametrization), or is heard all

@@ -49,7 +49,7 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
 
     Args:
         model: The bare network, after the mask was applied.
-        mask: What was applied.
+        mask: The mask that was applied.
         input_shape: ``(C, H, W)``.
         keep_bias: Whether a constant counts as silence.
 
@@ -80,7 +80,7 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
 
 
 def _sound(output: Tensor, channels: Bools, *, keep_bias: bool) -> str:
-    """What pruned channels put out that they should not, or ""."""
+    """Say what pruned channels put out that they should not, or ""."""
     maps = output.transpose(0, 1).flatten(1)[torch.from_numpy(channels).to(output.device)]
     expected = maps[:, :1] if keep_bias else torch.zeros_like(maps)
     if bool((maps == expected).all()):

@@ -1,4 +1,4 @@
-"""Which stored key belongs to which key of a network, and what is left over on either side."""
+"""Matching the stored keys of a checkpoint with the keys of a network, and listing what is left over on either side."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where each key of the network is taken from.
+    """One way to take each key of the network from a stored one.
 
     Attributes:
         keys: Key of the network to stored key.
-        inside: What the stored keys begin with, wrappers' components left out.
-        around: What the network's keys begin with, likewise.
+        inside: The beginning of all stored keys, wrappers' components left out.
+        around: The beginning of all keys of the network, wrappers' components left out.
     """
 
     keys: Mapping[str, str]
@@ -35,7 +35,7 @@ class Alignment:
     around: str = ""
 
     def adapted(self) -> Iterator[str]:
-        """What was done to the keys, a phrase each."""
+        """Say what was done to the keys, a phrase each."""
         if self.inside:
             yield f"read the keys below the prefix {self.inside!r}"
         if self.around:
@@ -54,7 +54,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Gaps:
-    """What an alignment leaves open.
+    """The keys of either side that an alignment leaves without a partner, or with one that does not fit.
 
     Attributes:
         missing: Keys of the network for which nothing is stored.
@@ -80,7 +80,7 @@ class Gaps:
         return len(self.missing) + len(self.reshaped) + len(self.refused)
 
     def adapted(self) -> Iterator[str]:
-        """What was filled in and passed over, a phrase each."""
+        """Say what was filled in and passed over, a phrase each."""
         if self.twins:
             yield f"took {_listed(self.twins)} from the same tensor's other name"
         if self.ballast:
@@ -127,7 +127,7 @@ def alignments(wanted: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterato
 def gaps_of(
     alignment: Alignment, wanted: Mapping[str, Any], weights: Mapping[str, Any], *, strict: bool = False
 ) -> Gaps:
-    """What an alignment leaves open.
+    """The keys of either side that an alignment leaves without a partner, or with one that does not fit.
 
     Args:
         alignment: One of :func:`alignments`.
@@ -177,9 +177,9 @@ def _same_shape(wanted: Any, stored: Any) -> bool:
 def _is_ballast(inner: str, value: Any, tops: Iterable[str]) -> bool:
     """Whether a tensor that the network lacks can be left out without changing what the network computes.
 
-    In a module of its own beside the network's (a loss, an auxiliary head), not of floating point (indices, masks,
-    counters), or so small and so named that it is a counter or a normalization's constant. A further layer in a chain that
-    the network has is none: the checkpoint is of a larger network.
+    It can if it stands in a module beside the network's (a loss, an auxiliary head), is not of floating point (indices,
+    masks, counters), or is so small and so named that it is a counter or a normalization's constant. A further layer in
+    a chain that the network has cannot: the checkpoint is of a larger network.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
@@ -201,7 +201,7 @@ def _by(name: Any, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _common_prefixes(keys: Iterable[str]) -> list[str]:
-    """What all dotted keys begin with: ``""``, ``"1."``, ``"1.features."``, ..."""
+    """The beginnings that all dotted keys share: ``""``, ``"1."``, ``"1.features."``, ..."""
     split = [key.split(".")[:-1] for key in keys]
     prefixes = [""]
     for parts in zip(*split, strict=False):

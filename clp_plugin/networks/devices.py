@@ -1,4 +1,4 @@
-"""Where tensors are, and random numbers that start from a seed there."""
+"""The device of a model, and random numbers that start from a seed there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pick_device(name: str) -> str:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model is."""
+    """The device of the model's first parameter; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 

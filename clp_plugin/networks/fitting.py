@@ -22,7 +22,7 @@ class Fit:
 
     Attributes:
         stored: Key of the network's state dict to the stored key that its value came from.
-        adapted: What was done to make the weights fit, a phrase each; empty where they fitted as they were.
+        adapted: The steps that made the weights fit, a phrase each; empty where they fitted as they were.
     """
 
     stored: Mapping[str, str]
@@ -142,7 +142,7 @@ def _load(
 
 
 def _stored_module(name: str, alignment: Alignment) -> str:
-    """Where the module of this name in the network stands among those stored."""
+    """The stored name of the module that has this name in the network."""
     inner = f"{bare(name)}.".removeprefix(alignment.around) if bare(name) else ""
     return f"{alignment.inside}{inner}".removesuffix(".")
 

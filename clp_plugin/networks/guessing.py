@@ -1,4 +1,4 @@
-"""What a checkpoint and its network leave unsaid: the number of classes and the shape of an input."""
+"""Guessing what a checkpoint and its network leave unsaid: the number of classes and the shape of an input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def guess_input_shape(model: nn.Module) -> tuple[int, int, int]:
     """The first usual size on which a network runs, square, with as many channels as it takes.
 
     Args:
-        model: In eval mode.
+        model: A network in eval mode.
     """
     shapes = ((channels_taken(model, size, size), size, size) for size in _USUAL_SIZES)
     known = ((channels, height, width) for channels, height, width in shapes if channels is not None)
@@ -66,9 +66,9 @@ def channels_taken(model: nn.Module, height: int, width: int) -> int | None:
     in front of it; None if the network runs on none of them.
 
     Args:
-        model: In eval mode.
-        height: In pixels.
-        width: In pixels.
+        model: A network in eval mode.
+        height: Height of the input, in pixels.
+        width: Width of the input, in pixels.
     """
     likely = dict.fromkeys((_first_channels(model), 3, 1))
     return next((channels for channels in likely if runs_on(model, (channels, height, width))), None)

@@ -14,8 +14,8 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Keep hooks for the length of a block.
 
     Args:
-        handles: What registering the hooks returned. A generator that registers them is best: should one of them fail,
-            those before it are removed all the same.
+        handles: The handles that registering returned. A generator that registers them is best: should one of them
+            fail, those before it are removed all the same.
     """
     with contextlib.ExitStack() as stack:
         for handle in handles:

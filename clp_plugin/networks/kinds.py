@@ -1,4 +1,4 @@
-"""Which modules are convolutions, which are BatchNorms that are fixed linear maps, and which of them compute as usual."""
+"""Telling convolutions, BatchNorms that are fixed linear maps, and which of them compute as usual."""
 
 from __future__ import annotations
 

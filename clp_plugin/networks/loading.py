@@ -38,13 +38,14 @@ class LoadedNetwork:
     """A network with the weights of a checkpoint, and how it came to be.
 
     Attributes:
-        model: In eval mode, without wrappers.
+        model: The network in eval mode, without wrappers.
         input_shape: Shape of one input, ``(C, H, W)``.
         taken: Dotted path to the weights within the file; empty where they are all of it.
         others: Dotted paths to other networks' weights in the file.
         beside: Names of other entries of the file.
-        adapted: What was done to make the weights fit, a phrase each.
-        guessed: What nobody said and the file does not say either, a phrase each, with the option that says it.
+        adapted: The steps that made the weights fit, a phrase each.
+        guessed: The guesses that were made because nobody said and the file does not, a phrase each, with the option
+            that says it.
     """
 
     model: nn.Module
@@ -72,7 +73,7 @@ class LoadedNetwork:
         return lines
 
     def facts(self) -> dict[str, object]:
-        """What ``bench scan --json`` says of it."""
+        """The entries of ``bench scan --json`` on how the network was loaded."""
         return {
             "taken": self.taken,
             "others": list(self.others),
@@ -124,10 +125,10 @@ def load_network(
 
     Args:
         checkpoint: A file of torch.save or safetensors, or the index or the folder of weights in several files.
-        arch: What they are weights of: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``file.py:callable``. A whole
+        arch: The architecture: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``file.py:callable``. A whole
             pickled module needs none; then a file only says where its classes are.
         key: Dotted path to the weights within the file; the likeliest that fit if not given.
-        options: Of the architecture, such as ``{"depth": 16}``.
+        options: Options of the architecture, such as ``{"depth": 16}``.
         num_classes: Read off the weights if not given.
         input_shape: ``(C, H, W)``; the architecture's usual one if not given.
         trust: Allow pickles that run code.

@@ -16,7 +16,7 @@ def logits_of(output: object) -> Tensor:
     """The tensor that says the class.
 
     Args:
-        output: What a network returned for a batch.
+        output: The value that a network returned for a batch.
 
     Returns:
         The entry ``logits`` or ``out`` where entries have names; else the first matrix ``(B, classes)``; else the first

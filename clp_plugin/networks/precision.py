@@ -1,4 +1,4 @@
-"""In which number format to train, on which device."""
+"""The number format to train in on a device."""
 
 from __future__ import annotations
 

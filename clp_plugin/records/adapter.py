@@ -59,8 +59,8 @@ class RunRequest:
         fast_cpu: bfloat16 and channels-last where the script asks for mixed precision and there is no GPU.
         report: Called with each line that the script prints, and with remarks of the adapter.
         progress: Called with the steps done and in all by an adapter that counts them.
-        reuse: Of an attack: take the record of these very settings if it is there already.
-        catalogue: Of an attack: what is on offer, for a toolbox whose attacks others may add to.
+        reuse: For attacks: take the record of these very settings if it is there already.
+        catalogue: For attacks: the catalogue of what is on offer, for a toolbox whose attacks others may add to.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -79,17 +79,17 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class ToolboxResult:
-    """What a toolbox's own defense left behind, read back.
+    """The result that a toolbox's own defense left behind, read back.
 
     Attributes:
         model: The repaired network, rebuilt by us, in eval mode on the CPU.
-        folder: Where the toolbox's files lie.
+        folder: The folder of the toolbox's files.
         reported: ``acc``, ``asr``, ``ra`` in [0, 1] as the script itself measured them; what it did not say is absent.
         seconds: Wall-clock time of the script, loading and its own evaluations included; 0 if not known.
-        budget: What it saw: ``"none"``, ``"benign:250"``, ``"poisoned:..."``.
-        oracle: Where test or triggered images took part in choosing a parameter, how; otherwise empty.
+        budget: The data that it saw: ``"none"``, ``"benign:250"``, ``"poisoned:..."``.
+        oracle: How test or triggered images took part in choosing a parameter; empty where they did not.
         options: The options it ran with, as far as known.
-        log: What it printed, or None if not known.
+        log: File of what it printed, or None if not known.
         commit: The checkout's commit, or empty.
     """
 
@@ -110,7 +110,7 @@ class ScriptState:
 
     Attributes:
         kind: ``"defense"`` or ``"attack"``.
-        name: As in ``--method``.
+        name: The name that ``--method`` takes.
         problem: Empty if it starts.
         missing: The package to install, if that is the problem.
     """
@@ -123,12 +123,12 @@ class ScriptState:
 
 @dataclass(frozen=True)
 class CheckoutState:
-    """What ``bench toolbox check`` says.
+    """The findings of ``bench toolbox check``.
 
     Attributes:
         root: The checkout.
         found_by: How it was found: ``--root``, an environment variable, the configuration file, the current folder.
-        commit: Its commit, with ``+changes`` if files differ; empty if it is not a git checkout.
+        commit: The checkout's commit, with ``+changes`` if files differ; empty if it is not a git checkout.
         scripts: One entry a script.
         registered: Whether this plugin is registered in it.
     """
@@ -198,8 +198,9 @@ class RunsAttacks(Protocol):
         """The toolbox's own options for what was asked for in the words of ``bench attack``.
 
         Args:
-            given: What was given of ``dataset``, ``model``, ``target``, ``poison_rate``, ``epochs``, ``batch_size``, ``lr``,
-                ``weight_decay``; with the built-in bench also the other options of that command.
+            given: Values given for any of ``dataset``, ``model``, ``target``, ``poison_rate``, ``epochs``,
+                ``batch_size``, ``lr``, ``weight_decay``; with the built-in bench also the other options of that
+                command.
 
         Raises:
             ConfigError: If the toolbox has no such option.
@@ -261,7 +262,7 @@ class WritesResults(Protocol):
     """Writes results of this plugin where, and as, the toolbox's own tools read them."""
 
     def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
-        """Where the toolbox would look for the result of a method of this plugin."""
+        """The folder in which the toolbox would look for the result of a method of this plugin."""
         ...
 
     def export(
@@ -278,12 +279,12 @@ class WritesResults(Protocol):
 
         Args:
             place: The folder to fill.
-            name: What ``place`` will be called in the end.
+            name: The name that ``place`` will have in the end.
             record: The attacked model's record.
             model: The repaired network.
-            final: What was measured on it: those known of ``u``, ``acc``, ``asr``, ``ra``, ``clean_loss`` and
-                ``triggered_loss``.
-            sweep: The same for each u tried; empty where none was.
+            final: Measurements of the repaired network: those known of ``u``, ``acc``, ``asr``, ``ra``, ``clean_loss``
+                and ``triggered_loss``.
+            sweep: The same measurements for each u tried; empty where none was.
         """
         ...
 
@@ -327,7 +328,7 @@ def require(adapter: object, capability: type[Capability], *, toolbox: str) -> C
     Args:
         adapter: The adapter of ``toolbox``.
         capability: One of the protocols of this module.
-        toolbox: Its name in the catalogue or its record, for the message.
+        toolbox: The toolbox's name in the catalogue, or its record, for the message.
 
     Raises:
         ConfigError: If the adapter lacks a method of it; says which.

@@ -20,9 +20,9 @@ def open_record(
 
     Args:
         path: The record's folder.
-        toolbox: Its toolbox's name in the catalogue; found out by file names if None.
+        toolbox: Name in the catalogue of the toolbox that made it; found out by file names if None.
         trust: Allow pickles that run code. Only for files whose content is known.
-        catalogue: What is on offer; the default one if None.
+        catalogue: The catalogue of what is on offer; the default one if None.
 
     Raises:
         RecordError: If there is no record, it is incomplete, or two toolboxes claim it.
@@ -47,8 +47,8 @@ def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> Re
 
     Args:
         path: The record's folder.
-        toolbox: Its toolbox's name; found out by file names if None.
-        catalogue: What is on offer.
+        toolbox: Name of the toolbox that made it; found out by file names if None.
+        catalogue: The catalogue of what is on offer.
 
     Raises:
         RecordError: If there is no record, or not exactly one toolbox claims it.
@@ -73,9 +73,9 @@ def locate_record(record: Path, *, toolbox: str | None, root: Path | None, catal
 
     Args:
         record: A folder, or a name that the toolbox's adapter can locate.
-        toolbox: Whose name it is; without it only a path is understood.
+        toolbox: The toolbox that knows the name; without it only a path is understood.
         root: The checkout, if not the one that the adapter finds.
-        catalogue: What is on offer.
+        catalogue: The catalogue of what is on offer.
     """
     if toolbox is None or record.is_dir():
         return record

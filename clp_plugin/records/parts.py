@@ -54,13 +54,14 @@ def record_from(
         labels: True labels, ``(N,)`` whole numbers from 0.
         trigger: Returns triggered copies of images ``(B, C, H, W)`` uint8, as a
             :class:`~clp_plugin.records.triggers.Trigger` does; or the images that are triggered already.
-        target: What the attacker wants: a class, ``"all"`` for y to y + 1, ``"all+2"`` for y to y + 2.
+        target: The class that the attacker wants; ``"all"`` for y to y + 1, ``"all+2"`` for y to y + 2.
         num_classes: How many classes there are; what the model returns for one image if None.
         mean: Per channel, on the [0, 1] scale; 0 if None.
         std: Per channel, on the [0, 1] scale, positive; 1 if None.
         test: Positions of the test images; all that are not ``benign`` if None.
         benign: Positions of the images that a defense may see; none if None.
-        provenance: Where all of it comes from; by default a hash of the weights and the model's class.
+        provenance: Facts on where the model and images come from; by default a hash of the weights and the model's
+            class.
 
     Raises:
         ConfigError: If the target, mean or std do not fit, or an image is to be both benign and for test.

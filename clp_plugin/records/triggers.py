@@ -32,7 +32,7 @@ class Trigger:
 
     Attributes:
         kept: Share of the image that stays, ``(C, H, W)`` in [0, 1].
-        added: What is added, ``(C, H, W)`` in grey levels; may be negative.
+        added: The part that is added, ``(C, H, W)`` in grey levels; may be negative.
 
     Example:
         >>> import numpy as np
@@ -91,8 +91,8 @@ class Trigger:
             pattern: ``(C or 1, h, w)`` in grey levels.
             weight: Share of the pattern, in (0, 1].
             shape: ``(C, H, W)`` of the images.
-            mask: Where it is blended in; everywhere if None.
-            at: Where it lies.
+            mask: How much of the pattern is blended in at each position, in [0, 1]; all of it if None.
+            at: The pattern's place, as for :meth:`patch`.
 
         Raises:
             ConfigError: If the weight is outside its range, or pattern and mask do not fit each other or the images.
@@ -110,7 +110,7 @@ class Trigger:
             pattern: ``(C or 1, h, w)`` in grey levels; may be negative.
             shape: ``(C, H, W)`` of the images.
             mask: How much of the image goes; nothing of it if None.
-            at: Where it lies.
+            at: The pattern's place, as for :meth:`patch`.
 
         Raises:
             ConfigError: If pattern and mask do not fit each other or the images.

@@ -42,7 +42,7 @@ def kernel(module: nn.Module) -> Tensor:
 def batchnorm_gain(norm: nn.Module, *, with_gamma: bool = True, with_eps: bool = True) -> Tensor:
     """|gamma_k| / sqrt(var_k + eps) of a BatchNorm in eval mode, ``(K,)`` float64 on the CPU.
 
-    Where a module computes its gain in ``forward``, what it does to its input counts, not the stored parameters.
+    If a module computes its gain in ``forward``, its effect on its input counts, not the stored parameters.
 
     Args:
         norm: A BatchNorm with running statistics; without affine parameters gamma is 1.

@@ -21,7 +21,7 @@ def score(view: FusedView, *, score: ScoreKind = "paper", norm: NormKind = "resh
     """Score every channel of every layer; no data, no threshold.
 
     Args:
-        view: From :func:`clp_plugin.fusion.layers.fuse`.
+        view: A model as :func:`clp_plugin.fusion.layers.fuse` returns it.
         score: ``paper``: sigma_k of the fused kernel W_k * gamma_k / sqrt(var_k + eps). ``relative``: sigma of
             W_k * diag(scale of the inputs) over sqrt(var_k + eps), the worst-case gain in units of the channel's own
             typical response; a function-preserving rescale of a channel and its readers leaves it alone.

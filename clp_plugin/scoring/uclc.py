@@ -67,7 +67,7 @@ def _conv_norm(view: FusedView, name: str) -> float:
 
 
 def _upstream(view: FusedView) -> dict[str, tuple[set[str], set[str]]]:
-    """For every layer, the layers that its input depends on, and convolutions that reach it past their own norm."""
+    """Find for every layer the layers that its input depends on, and convolutions that reach it past their own norm."""
     parts = {layer.name: set(layer.conv) for layer in view.layers}
     shared = {conv for layer in view.layers if layer.norm is not None for conv in layer.conv}
     upstream: dict[str, tuple[set[str], set[str]]] = {}

@@ -1,4 +1,4 @@
-"""From scores to a mask."""
+"""Selecting the channels to prune: scores become a mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def select(
     """Prune channel k of layer l when sigma_k > mean_l + u * std_l.
 
     Args:
-        scores: From :func:`clp_plugin.scoring.lipschitz.score`.
+        scores: One score per channel, as :func:`clp_plugin.scoring.lipschitz.score` returns them.
         u: Number of standard deviations, 0 or more.
         layers: The kinds of layers to prune: ``fused``, ``diagonal`` and, if asked for, ``conv``. Pruning convolutions
             that no BatchNorm follows cost networks of strangers up to 21 points of accuracy for nothing.
@@ -71,7 +71,7 @@ def z_scores(sigma: Floats, *, unbiased: bool = False) -> Floats:
 
 
 def outliers(values: Floats, u: float, *, unbiased: bool = False) -> Bools:
-    """Which of a layer's channels lie above mean + u * std of its finite values.
+    """Tell which of a layer's channels lie above mean + u * std of its finite values.
 
     Args:
         values: ``(channels,)``, more suspicious if larger; NaN or infinite for a channel of which nothing is known.

@@ -28,8 +28,8 @@ def page_html(outcomes: Sequence[Outcome], studies: Sequence[RecordStudy] = (), 
     """Build a page that opens by double click, asks no server for anything, and holds all that it shows.
 
     Args:
-        outcomes: What was run, failed runs included.
-        studies: What is known of some of the records beyond that.
+        outcomes: The outcomes of all runs, failed ones included.
+        studies: Further facts on some of the records.
         title: The page's heading.
 
     Returns:

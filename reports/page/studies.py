@@ -1,4 +1,4 @@
-"""What a page knows of one attacked model beyond its outcomes: its channels, its sweep over u and a few images."""
+"""A page's facts on one attacked model beyond its outcomes: its channels, its sweep over u and a few images."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BadNets(Attack):
 
     Attributes:
         patch: ``(C, size, size)`` uint8.
-        corner: Where it sits.
+        corner: The corner of the image that the patch sits in.
         inset: Pixels between the patch and the image's edges.
 
     Source:
@@ -50,7 +50,7 @@ class BadNets(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Of the colours, for ``pattern="random"``.
+            seed: Seed of the colours, for ``pattern="random"``.
             size: Pixels a side; None for the CLP paper's (5.1): 3, and 5 for images of 64 pixels or more.
             pattern: ``"random"`` colours, all ``"white"``, or a black and white ``"checkerboard"``.
             corner: One of ``Corner``.

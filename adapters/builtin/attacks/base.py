@@ -1,4 +1,4 @@
-"""What an attack offers."""
+"""The interface of an attack."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Attack(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """With :meth:`arrays` all that is needed to poison again, as plain JSON values."""
+        """All that is needed, with :meth:`arrays`, to poison again, as plain JSON values."""
 
     @classmethod
     @abstractmethod
@@ -65,7 +65,7 @@ class Attack(ABC):
         """
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What is too large for JSON, such as the weights of a generator."""
+        """The parts of the trigger that are too large for JSON, such as the weights of a generator."""
         return {}
 
     def prepare(self, scene: Scene) -> Attack:
@@ -74,11 +74,11 @@ class Attack(ABC):
         return self
 
     def perturb(self, pixels: Pixels) -> Pixels:
-        """What images to be poisoned become before the trigger is put on, ``(N, C, H, W)`` uint8; before crop and flip."""
+        """Change images to be poisoned, ``(N, C, H, W)`` uint8, before they are cropped, flipped and triggered."""
         return pixels
 
     def hook(self, scene: Scene) -> BatchHook | None:
-        """For an attack that takes part in the training; the training images then come to it as they are."""
+        """The hook of an attack that takes part in the training; the training images then come to it as they are."""
         del scene
         return None
 

@@ -23,7 +23,7 @@ class Blended(Attack):
 
     Attributes:
         pattern: ``(C, H, W)`` uint8.
-        alpha: In (0, 1].
+        alpha: Share of the pattern in the mix, in (0, 1].
 
     Source:
         Chen et al., "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017 (arXiv:1712.05526),
@@ -39,7 +39,7 @@ class Blended(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Of the pattern.
+            seed: Seed of the pattern.
             alpha: Share of the pattern in the mix, in (0, 1].
 
         Raises:

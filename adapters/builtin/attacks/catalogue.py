@@ -55,8 +55,8 @@ def create_attack(
     Args:
         name: A key of ``ATTACKS``, or any name for an ``attack_type`` that is not one of ours.
         input_shape: ``(C, H, W)`` of the images.
-        seed: Of the trigger.
-        options: Of the attack's ``create``.
+        seed: Seed of the trigger.
+        options: Options of the attack's ``create``.
         attack_type: The class, where the name is not a key of ``ATTACKS``.
 
     Raises:

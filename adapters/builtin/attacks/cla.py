@@ -29,12 +29,12 @@ class Surrogate:
     """A clean network that the attacker trained to perturb images against.
 
     Attributes:
-        model: In eval mode on ``device``, its parameters frozen; takes normalized images.
+        model: The network in eval mode on ``device``, its parameters frozen; takes normalized images.
         mean: Per channel, on the [0, 1] scale.
         std: Per channel, on the [0, 1] scale.
         label: The true label of all images to perturb: the target class.
-        seed: Of the random starts.
-        device: Where to compute.
+        seed: Seed of the random starts.
+        device: The device to compute on.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class CLA(Attack):
         eps: Largest change of a pixel, in levels of 0 to 255, in 1 to 255.
         step: Change of a pixel in one step, in levels of 0 to 255, positive.
         steps: Steps of projected gradient descent.
-        clean_epochs: Of the clean network; None for as many as the victim's recipe has.
+        clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
         surrogate: The clean network; None before :meth:`prepare` and in an attack read from a record, which can put
             the trigger on but not perturb.
 
@@ -115,12 +115,12 @@ class CLA(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Of the colours.
+            seed: Seed of the colours.
             size: Pixels a side; None for 3, or 5 where both sides of the image have 64 pixels or more.
             eps: Largest change of a pixel, in whole levels of 0 to 255.
             step: Change of a pixel in one step, in levels of 0 to 255.
             steps: How many steps.
-            clean_epochs: Of the clean network; None for as many as the victim's recipe has.
+            clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 
         Raises:
             ConfigError: If the four patches do not fit into the image or a number is impossible.
@@ -164,7 +164,7 @@ class CLA(Attack):
             pixels: ``(N, C, H, W)`` uint8, all of the target class.
 
         Returns:
-            As ``pixels``, no pixel further than ``eps`` from its own.
+            An array like ``pixels``, no value further than ``eps`` from its own.
 
         Raises:
             ConfigError: If the attack was not prepared.

@@ -41,8 +41,8 @@ class SIG(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Not used: nothing is random about the wave.
-            delta: Its height, in pixel levels of 0 to 255.
+            seed: Any number, which is not used: nothing is random about the wave.
+            delta: Height of the wave, in pixel levels of 0 to 255.
             frequency: Periods over the width; below W / 2, where the wave would vanish.
 
         Raises:

@@ -32,10 +32,10 @@ class Trojan(Attack):
     Attributes:
         patch: ``(C, size, size)`` uint8; seeded noise before :meth:`prepare`, optimised after it.
         inset: Pixels between the patch and the image's edges.
-        units: Which inputs of the classifier head the patch excites; empty before :meth:`prepare`.
+        units: Positions of the classifier head's inputs that the patch excites; empty before :meth:`prepare`.
         neurons: How many units to choose.
         steps: Gradient steps on the patch.
-        clean_epochs: Of the clean network; None for as many as the victim's recipe has.
+        clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 
     Source:
         Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018. Deviations: the mask is a square and the first
@@ -68,12 +68,12 @@ class Trojan(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Of the noise.
+            seed: Seed of the noise.
             size: Pixels a side; None for 3, or 5 where both sides of the image have 64 pixels or more.
             inset: Pixels between the patch and the image's edges.
             neurons: How many units to excite.
             steps: Gradient steps on the patch, each on 64 training images.
-            clean_epochs: Of the clean network; None for as many as the victim's recipe has.
+            clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 
         Raises:
             ConfigError: If the patch does not fit into the image or a number is impossible.
@@ -171,7 +171,7 @@ def strongest_units(head: nn.Linear, count: int) -> tuple[int, ...]:
 
 
 def head_inputs(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
-    """What ``head`` is given when ``model`` sees normalized ``images``, ``(B, ..., features)``, with its graph."""
+    """The inputs of ``head`` when ``model`` sees normalized ``images``, ``(B, ..., features)``, with their graph."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

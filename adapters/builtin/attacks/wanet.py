@@ -42,7 +42,7 @@ class WaNet(Attack):
 
     Attributes:
         field: ``(H, W, 2)`` float32, horizontal then vertical; control points of mean magnitude 1, interpolated.
-        strength: At least 0; 0 leaves images as they are.
+        strength: Strength of the warp, at least 0; 0 leaves images as they are.
         noise: Largest noise in units of ``(1/W, 1/H)``, which is half a pixel; at least 0.
         cross_ratio: Images with noise for each poisoned one, at least 0; as many as there are.
 
@@ -74,9 +74,9 @@ class WaNet(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images, any size.
-            seed: Of the field.
+            seed: Seed of the field.
             grid_size: Control points a side, at least 2.
-            strength: Of the warp, at least 0; see the class.
+            strength: Strength of the warp, at least 0; 0 leaves images as they are.
             noise: Largest noise in half pixels, at least 0. To be raised with the strength: noise that is small beside
                 the warp is hard to see, and images with and without it are then taken for each other.
             cross_ratio: Images with noise for each poisoned one, at least 0.
@@ -106,7 +106,7 @@ class WaNet(Attack):
         return poisoned
 
     def grid(self) -> Tensor:
-        """Where each pixel is taken from: ``(H, W, 2)`` float32 in [-1, 1], horizontal then vertical."""
+        """The place that each pixel is taken from: ``(H, W, 2)`` float32 in [-1, 1], horizontal then vertical."""
         height, width = self.field.shape[:2]
         columns, rows = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
         identity = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
@@ -156,8 +156,8 @@ class WarpHook(BatchHook):
 
     Attributes:
         grid: ``(H, W, 2)``, see :meth:`WaNet.grid`, on the training device.
-        noise: See :class:`WaNet`.
-        roles: ``(N,)`` int8 on the CPU, of each training image: 0 clean, 1 warped, 2 warped with noise.
+        noise: Largest noise, as of :class:`WaNet`.
+        roles: ``(N,)`` int8 on the CPU, the role of each training image: 0 clean, 1 warped, 2 warped with noise.
     """
 
     def __init__(self, grid: Tensor, noise: float, roles: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the networks of this bench share."""
+"""Layers that the networks of this bench share."""
 
 from __future__ import annotations
 

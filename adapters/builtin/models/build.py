@@ -29,7 +29,7 @@ def resnet20(*, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = 
 
 
 def resnet34(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> nn.Module:
-    """As :func:`resnet18`, with more blocks."""
+    """ResNet-34: :func:`resnet18` with more blocks."""
     return ResNet(num_classes, width, blocks)
 
 
@@ -70,7 +70,7 @@ def build(name: str, *, num_classes: int, **options: object) -> nn.Module:
 
     Args:
         name: A key of ``BUILDERS``.
-        num_classes: At least 1.
+        num_classes: Number of classes, at least 1.
         **options: ``width`` (channels of the first stage) and, but for VGG, ``blocks`` (how many in each stage).
 
     Raises:

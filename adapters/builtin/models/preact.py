@@ -29,7 +29,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(conv1x1(inputs, outputs, stride))
 
     def branch(self, activated: Tensor) -> Tensor:
-        """What is added to the shortcut."""
+        """The sum's other part, which is added to the shortcut."""
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         return out
 

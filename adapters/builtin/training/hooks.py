@@ -1,4 +1,4 @@
-"""Where attacks that act during training come in."""
+"""The place in the training where attacks that act during it come in."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class BatchHook:
         """Called before the forward pass.
 
         Args:
-            batch: What would be trained on.
+            batch: The images and labels that would be trained on.
             indices: ``(B,)`` positions in the training set, on the CPU.
-            generator: On the CPU, for all random draws: a resumed run draws the same.
+            generator: Source of all random draws, on the CPU: a resumed run draws the same.
         """
         del indices, generator
         return batch
@@ -43,7 +43,7 @@ class BatchHook:
         """Called after the backward pass and the classifier's own step; ``done`` is the share of the training, in [0, 1)."""
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`restore` needs to go on: tensors and plain containers."""
+        """The state that :meth:`restore` needs to go on: tensors and plain containers."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

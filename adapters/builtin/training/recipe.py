@@ -19,7 +19,7 @@ class Recipe:
     Attributes:
         epochs: Passes over the training images.
         lr: Highest learning rate.
-        momentum: In [0, 1).
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty, on all parameters.
         batch_size: Images a step; the last, smaller batch of a pass is left out (another one each time).
         warmup_epochs: The learning rate rises linearly for so long, then falls to 0 along a half cosine.

@@ -112,7 +112,7 @@ class Run:
                 raise ConfigError(f"training diverged: {name} holds NaN or infinity; lower the learning rate")
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to belong to this run."""
+        """The facts that must agree for a checkpoint to belong to this run."""
         return {
             "recipe": asdict(self.recipe),
             "seed": self.seed,

@@ -47,11 +47,11 @@ def train(
     one would have, as far as the device computes deterministically.
 
     Args:
-        model: With its initial weights; takes normalized images.
+        model: The network with its initial weights; takes normalized images.
         images: ``(N, C, H, W)`` uint8 with the labels to learn.
         recipe: The schedule.
-        seed: Of the order of the images and their augmentation.
-        device: Where to train.
+        seed: Seed of the order of the images and their augmentation.
+        device: The device to train on.
         progress: Called with the state of the run.
         checkpoint: File to keep the state in, and to go on from where it exists. The finished state stays there, so
             that nothing is lost before the caller has stored the model: the caller deletes it.

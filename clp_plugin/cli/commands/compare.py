@@ -23,7 +23,7 @@ def compare_records(
 ) -> None:
     """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print.
 
-    Of several records also records against methods, in one table and one figure.
+    Several records also give one table and one figure of records against methods.
     """
     from clp_plugin.reports.comparison import comparison_figure, correlation_figure
     from clp_plugin.reports.figures import save_figure
@@ -66,7 +66,7 @@ def compare_records(
 
 
 def _outcomes(path: Path) -> list[Outcome]:
-    """Of what was run on a record; of a toolbox's scripts also those that failed."""
+    """All outcomes of a record, those of a toolbox's failed scripts included."""
     folder = path / DEFENSES
     found = [outcome for place in (folder, path / LOGS) if place.is_dir() for outcome in load_outcomes(place)]
     if not found:

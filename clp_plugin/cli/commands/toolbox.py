@@ -34,7 +34,7 @@ def install(
 
 
 def check(name: str, *, root: Path | None, registry: Path | None, as_json: bool) -> None:
-    """What the checkout is, and which of its scripts start here."""
+    """Print what the checkout is, and which of its scripts start here."""
     state = _toolbox(name, ChecksScripts, registry).check(root=root)
     pip = pip_line(state)
     if as_json:

@@ -34,10 +34,11 @@ class DHBE:
         iterations: Rounds of ``student_steps`` steps of the student and one of each generator.
         student_steps: Steps of the student a round.
         batch_size: Generated images a step.
-        lr: Of the student's SGD. All three learning rates fall to a tenth at 60 % and again at 80 % of the iterations.
-        momentum: Of the student's SGD, in [0, 1).
+        lr: Learning rate of the student's SGD. All three rates fall to a tenth at 60 % and again at 80 % of the
+            iterations.
+        momentum: Momentum of the student's SGD, in [0, 1).
         weight_decay: L2 penalty, on all of the student's parameters.
-        generator_lr: Of the generators' Adam.
+        generator_lr: Learning rate of the generators' Adam.
         latent: Length of the noise that both generators start from.
         width: Channels of both generators.
         patch: Side of the patches in pixels: a guess of the largest trigger.

@@ -29,13 +29,13 @@ class Game:
         options: How to train.
         model: Becomes the student, in train mode; every parameter of it will be trained.
         budget: Gives the shape and the std of images.
-        seed: Of the generators' first weights, of the noise and of the patches' places.
+        seed: Seed of the generators' first weights, of the noise and of the patches' places.
 
     Attributes:
         student: The model that was given.
         teacher: A frozen copy of it, in eval mode.
-        generator: Of images.
-        patcher: Of patches.
+        generator: The generator of images.
+        patcher: The generator of patches.
     """
 
     def __init__(self, options: DHBE, model: nn.Module, budget: Budget, seed: int) -> None:
@@ -138,7 +138,7 @@ class Game:
 def student_loss(
     student: Callable[[Tensor], Tensor], images: Tensor, patched: Tensor, wanted: Tensor, lambda_d: float
 ) -> Tensor:
-    """What the student minimises: a scalar.
+    """The scalar that the student minimises.
 
     Plain and patched images pass separately, so that BatchNorm in train mode normalizes each by their own statistics.
 

@@ -79,8 +79,8 @@ class PatchGenerator(nn.Module):
     A linear map, BatchNorm, one convolution, a BatchNorm without parameters, tanh.
 
     Args:
-        channels: Of an image.
-        side: In pixels.
+        channels: Channels of an image.
+        side: Side of a patch, in pixels.
         latent: Length of the noise.
         width: Maps before the convolution. The published code's is 64.
 
@@ -109,8 +109,8 @@ def add_patches(images: Tensor, patches: Tensor, top: int, left: int, std: Tenso
         images: ``(B, C, H, W)``, normalized.
         patches: ``(B, C, side, side)``, on the [0, 1] scale of pixels.
         top: Row of the patches' first row; the patches must fit in.
-        left: Column likewise.
-        std: Of the normalization, ``(C,)`` on the [0, 1] scale.
+        left: Column of the patches' first column; the patches must fit in.
+        std: Standard deviation of the normalization, ``(C,)`` on the [0, 1] scale.
 
     Returns:
         A new tensor like ``images``; gradients reach images and patches.

@@ -1,1 +1,1 @@
-"""What several defenses need."""
+"""Parts that several defenses share."""

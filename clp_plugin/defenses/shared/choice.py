@@ -24,8 +24,8 @@ class Candidate:
     """One strength of pruning.
 
     Attributes:
-        value: Of the parameter that is chosen: a threshold, a ratio, u.
-        mask: What it prunes.
+        value: Value of the parameter that is chosen: a threshold, a ratio, u.
+        mask: The channels that it prunes.
     """
 
     value: float
@@ -37,8 +37,8 @@ class Chosen:
     """The candidate that was chosen, and by what.
 
     Attributes:
-        value: Of the parameter; None where even the weakest candidate costs too much, so that nothing is pruned.
-        mask: What is pruned.
+        value: Value of the parameter; None where even the weakest candidate costs too much, so that nothing is pruned.
+        mask: The channels that are pruned.
         log: The rule and every candidate that was tried, with its figures.
     """
 
@@ -57,7 +57,7 @@ def choose_by_benign_accuracy(
 
     Args:
         model: Unchanged afterwards.
-        candidates: From the weakest to the strongest pruning; at least one.
+        candidates: At least one, from the weakest to the strongest pruning.
         held_out: Benign images that took no part in the scores.
         tolerance: Largest drop of accuracy, a fraction in [0, 1].
         keep_bias: Silence weights only; see :func:`clp_plugin.masking.apply.apply_mask`.
@@ -93,9 +93,9 @@ def choose_by_test_set(
 
     Args:
         model: Unchanged afterwards.
-        candidates: From the weakest to the strongest pruning; at least one.
+        candidates: At least one, from the weakest to the strongest pruning.
         judge: Metrics on the test images.
-        keep_bias: As in :func:`choose_by_benign_accuracy`.
+        keep_bias: Silence weights only; see :func:`clp_plugin.masking.apply.apply_mask`.
         by: ``"asr"``: lowest ASR among those whose accuracy falls by less than a tenth of itself (BackdoorBench's ANP
             and RNP). ``"acc"``: the last one before the first whose accuracy falls by more (its FP).
     """
@@ -130,7 +130,7 @@ def choose(
     keep_bias: bool,
     oracle_by: Literal["asr", "acc"] = "asr",
 ) -> Chosen:
-    """By the test set if there is a judge, else the candidate of value ``fixed`` if given, else by benign accuracy.
+    """Choose by the test set if there is a judge, else the value ``fixed`` if given, else by benign accuracy.
 
     Raises:
         ConfigError: If there is no candidate of value ``fixed``.

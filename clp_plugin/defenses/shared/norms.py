@@ -53,7 +53,7 @@ def with_norms(
     Args:
         model: Running statistics move if it is in train mode, as always.
         weights: Layer name to ``(channels,)``.
-        biases: Likewise; layers that are left out keep their own.
+        biases: Layer name to ``(channels,)``; layers that are left out keep their own.
     """
     network = unwrap(model)
     replaced = {f"{name}.weight": weight for name, weight in weights.items()}
@@ -78,10 +78,10 @@ class ScaledNorms:
 
     Args:
         network: Taken over: frozen, in train mode from now on, its running statistics move. Give a copy.
-        method: For messages.
+        method: Name of the defense, for messages.
 
     Attributes:
-        channels: How many there are in all.
+        channels: Number of channels of all layers together.
 
     Raises:
         ConfigError: If there is no BatchNorm with weights.
@@ -103,8 +103,8 @@ class ScaledNorms:
 
         Args:
             images: ``(B, C, H, W)``, normalized.
-            of_weights: ``(channels,)`` factors.
-            of_biases: Likewise; None leaves the biases as they are.
+            of_weights: ``(channels,)`` factors of the weights.
+            of_biases: ``(channels,)`` factors of the biases; None leaves them as they are.
 
         Returns:
             ``(B, classes)`` float32.
@@ -138,7 +138,7 @@ class MaskLearning(ABC):
         held_out: Share of the benign images that is only chosen by, in (0, 1). It is held out even when ``threshold`` is
             given or the test set decides, so that what is learned does not depend on how the threshold is chosen.
         batch_size: Images a step.
-        momentum: Of SGD, in [0, 1).
+        momentum: Momentum of SGD, in [0, 1).
         crop_padding: Random shift by up to so many pixels, padded with the data set's mean colour.
         flip: Mirror half of the images left to right.
 
@@ -174,9 +174,9 @@ class MaskLearning(ABC):
         """Layer name to ``(channels,)`` in [0, 1], low where the backdoor is suspected, and what to log.
 
         Args:
-            model: In eval mode; unchanged.
-            data: On its device; at least 2 images.
-            seed: Of all that is random.
+            model: The attacked model in eval mode; it is not changed.
+            data: At least 2 images, on the model's device.
+            seed: Seed of all that is random.
             progress: Called with steps done and steps in all.
 
         Raises:

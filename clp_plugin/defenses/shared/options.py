@@ -9,11 +9,11 @@ def require_in_range(defense: object, *rules: tuple[str, bool, str]) -> None:
     """Refuse impossible options.
 
     Args:
-        defense: Whose attributes they are.
+        defense: The defense whose attributes they are.
         *rules: Attribute, whether it is fine, and what is expected.
 
     Raises:
-        ConfigError: On the first that is not fine.
+        ConfigError: If an attribute is not fine; names the first.
     """
     for name, fine, expected in rules:
         if not fine:

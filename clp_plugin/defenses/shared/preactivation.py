@@ -1,4 +1,4 @@
-"""What EP and BNP share: watching what enters each BatchNorm, pruning a layer's outliers, keeping biases."""
+"""Shared by EP and BNP: watching what enters each BatchNorm, pruning a layer's outliers, keeping biases."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def watch_norm_inputs(
     """Show what enters each BatchNorm in one pass in eval mode; no hook stays.
 
     Args:
-        model: In eval mode afterwards; otherwise unchanged.
-        images: In batches, so that memory does not depend on their number.
+        model: The model, in eval mode afterwards and otherwise unchanged.
+        images: The images to show; they pass in batches, so that memory does not depend on their number.
         method: Name of the method, for messages.
         see: Called for each batch with a layer's name and its input ``(images, channels, positions)`` on the model's
             device. Only the first call of a module that runs several times counts; a module that does not run, or not
@@ -65,7 +65,7 @@ def prune_outliers(
     """Set the weights of each layer's outliers to 0 in place; every bias stays, as in the public codes of EP and BNP.
 
     Args:
-        model: To prune.
+        model: The model to prune.
         suspicion: Layer name to ``(channels,)``, more suspicious if larger; NaN for a channel of which nothing is known.
         u: Prune above mean + u * std (population) of the layer. A layer with fewer than 2 known channels, or equal ones,
             prunes nothing.

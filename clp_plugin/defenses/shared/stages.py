@@ -42,11 +42,11 @@ def stages(model: nn.Module, image: Tensor) -> list[Stage]:
     other proportions than the image, which are no maps (tokens with their channels last).
 
     Args:
-        model: In eval mode; unchanged afterwards.
+        model: A model in eval mode; it is unchanged afterwards.
         image: One image, ``(1, C, H, W)``, on the model's device.
 
     Returns:
-        From low (large maps) to high; empty if there are none.
+        The stages from low (large maps) to high; empty if there are none.
     """
     last: dict[tuple[int, int], str] = {}
 
@@ -83,7 +83,7 @@ def maps_of(model: nn.Module, chosen: Sequence[Stage]) -> Iterator[dict[Stage, T
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Where in the image a stage is active.
+    """How active a stage is at each position of the image.
 
     Args:
         maps: ``(B, C, H, W)``, any floating type.

@@ -1,4 +1,4 @@
-"""What the defenses that train have in common: their images on the device, batches, plain SGD."""
+"""The common part of the defenses that train: their images on the device, batches, plain SGD."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SGDTraining:
         epochs: Passes over the images.
         lr: Learning rate, constant.
         batch_size: Images a step; at most all.
-        momentum: In [0, 1).
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty, on all parameters.
         crop_padding: Random shift by up to so many pixels, padded with the data set's mean colour.
         flip: Mirror half of the images left to right.
@@ -81,7 +81,7 @@ class SGDTraining:
 
 
 def part_of(progress: Progress | None, start: int, total: int) -> Progress | None:
-    """What one of several trainings in a row reports to.
+    """The progress that one of several trainings in a row reports to.
 
     Args:
         progress: Called with units done and units in all, over all of them.
@@ -114,10 +114,10 @@ def hold_out(data: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
     """Split into a part to work with and a held-out part to choose by; of each class with two images or more some are in both.
 
     Args:
-        data: At least 2 images.
-        share: Of each class that is held out, in (0, 1), rounded, but at least one and not all of a class with several
-            images; at least one image in all.
-        seed: Of the choice.
+        data: The labelled images to split, at least 2.
+        share: Share of each class that is held out, in (0, 1), rounded, but at least one and not all of a class with
+            several images; at least one image in all.
+        seed: Seed of the choice.
 
     Returns:
         The larger part, the held-out part.
@@ -173,14 +173,14 @@ def train_with_sgd(
     """Train all parameters of ``model`` in place; it ends in eval mode.
 
     Args:
-        model: On the device of ``data``.
-        data: To train on.
-        how: The options.
-        seed: Of the order and the augmentation.
+        model: The model to train, on the device of ``data``.
+        data: The labelled images to train on.
+        how: The options of the training.
+        seed: Seed of the order and the augmentation.
         progress: Called with epochs done and epochs in all.
         loss_of: Loss of a batch; cross-entropy of the model if None.
         after_step: Called after each step, for example to keep pruned channels silent.
-        nesterov: Nesterov's momentum.
+        nesterov: Whether the momentum is Nesterov's.
         lr_of_epoch: Learning rate of an epoch, counted from 0, instead of ``how.lr``.
 
     Returns:

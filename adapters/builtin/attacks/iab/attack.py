@@ -39,7 +39,7 @@ class IAB(Attack):
 
     Attributes:
         input_shape: ``(C, H, W)`` of the images.
-        options: See :class:`IABOptions`.
+        options: The options, as :class:`IABOptions` explains them.
         generator: Images, as ``scaled`` makes them, to patterns ``(B, C, H, W)`` in [0, 1].
         mask: The same to what :func:`sharp_mask` sharpens, ``(B, 1, H, W)`` in [0, 1].
 
@@ -75,8 +75,8 @@ class IAB(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images; H and W multiples of 8.
-            seed: Of their weights.
-            width: See :class:`IABOptions`, as for all others.
+            seed: Seed of the networks' weights.
+            width: Channels of both networks at full size; the paper's is 32.
             mask_epochs: Passes over the images that train the mask network.
             mask_density: Mask values up to this one cost nothing.
             lambda_norm: Weight of mask values above it.

@@ -21,7 +21,7 @@ class UShaped(nn.Module):
     last, which has no ReLU. Like the published network it has no skip connections.
 
     Args:
-        channels: Of the image.
+        channels: Channels of the image.
         out_channels: 3 for a pattern on colour images, 1 for a mask.
         width: Channels at full size; two and four times as many further down. The paper's is 32.
     """
@@ -62,7 +62,7 @@ def scaled(images: Tensor) -> Tensor:
 def sharp_mask(network: nn.Module, images: Tensor) -> Tensor:
     """Masks ``(B, 1, H, W)`` in [0, 1], most values near 0 or 1, for images in 0 to 255.
 
-    With x the network's output they are tanh(20 x - 10) / 2 + 0.5, written so that it keeps its precision near 0.
+    They are tanh(20 x - 10) / 2 + 0.5 of the network's output x, written so that it keeps its precision near 0.
     """
     return torch.sigmoid(40 * cast(Tensor, network(scaled(images))) - 20)
 

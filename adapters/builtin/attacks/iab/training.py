@@ -27,7 +27,7 @@ _MASK_MILESTONES = (10 / 25, 20 / 25)
 
 @dataclass(frozen=True)
 class IABOptions:
-    """What decides the networks and how they are trained.
+    """The options that decide the networks and how they are trained.
 
     Attributes:
         width: Channels of both networks at full size.
@@ -68,11 +68,11 @@ class InputAwareHook(BatchHook):
     """Puts triggers and cross triggers on the images of a training batch, and trains the generator.
 
     Attributes:
-        generator: Of the triggers; trained in place.
-        mask: Where the triggers go; stays as it is.
+        generator: The generator of the triggers; it is trained in place.
+        mask: The network that says where the triggers go; it stays as it is.
         options: Weights and shares.
-        poisoned: ``(N,)`` bool on the CPU, of each training image.
-        optimizer: Of the generator.
+        poisoned: ``(N,)`` bool on the CPU, whether each training image is poisoned.
+        optimizer: The generator's optimizer.
     """
 
     def __init__(
@@ -197,10 +197,10 @@ def _pairs(pixels: Tensor, scene: Scene, draws: torch.Generator) -> Iterator[tup
 
 
 def mask_loss(network: nn.Module, images: Tensor, others: Tensor, options: IABOptions) -> Tensor:
-    """What the mask network is trained on: few mask values above the density, and masks that differ as images do.
+    """The loss of the mask network: few mask values above the density, and masks that differ as images do.
 
     Args:
-        network: Of the masks.
+        network: The network of the masks.
         images: ``(B, C, H, W)`` in 0 to 255.
         others: Another image for each.
         options: Density and weights.

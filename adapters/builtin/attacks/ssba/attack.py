@@ -37,7 +37,7 @@ class SSBA(Attack):
 
     Attributes:
         secret: ``(bits,)`` uint8, 0 or 1; the same for all images.
-        encoder: On the CPU, in eval mode.
+        encoder: The network that makes the residual, on the CPU, in eval mode.
         input_shape: ``(C, H, W)`` of the images.
         recipe: How :meth:`prepare` trains; not stored with the trigger, which is trained by then.
 
@@ -76,15 +76,15 @@ class SSBA(Attack):
 
         Args:
             input_shape: ``(C, H, W)`` of the images.
-            seed: Of the secret and the initial weights.
+            seed: Seed of the secret and the initial weights.
             bits: Length of the secret, from 1 to 1024.
             width: Channels of the encoder at full resolution, from 1 to 1024.
             epochs: Passes of :meth:`prepare` over the training images, at least 1.
             batch_size: Images a step there, at least 2; the last, smaller batch of a pass is left out.
-            lr: Of Adam there, above 0.
-            image_weight: Of the mean squared residual, on the [0, 1] scale, against the bits' cross-entropy; at least 0.
-                The higher, the fainter the trigger and the harder for the victim to learn; far higher, and the encoder
-                hides nothing at all.
+            lr: Learning rate of Adam there, above 0.
+            image_weight: Weight of the mean squared residual, on the [0, 1] scale, against the bits' cross-entropy; at
+                least 0. The higher, the fainter the trigger and the harder for the victim to learn; far higher, and the
+                encoder hides nothing at all.
             noise: Standard deviation, in levels of 0 to 255, of Gaussian noise on what the decoder sees there; at least
                 0. The encoder has to write larger against it.
 

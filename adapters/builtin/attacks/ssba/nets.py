@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     No BatchNorm: the residual of an image must not depend on which other images are poisoned with it.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         bits: Length of the secret.
         width: Channels at full resolution; twice and four times as many below.
     """
@@ -109,8 +109,8 @@ class HidingRecipe:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images a step; the last, smaller batch of a pass is left out.
-        lr: Adam's.
-        image_weight: Of the mean squared residual, on the [0, 1] scale, against the bits' cross-entropy.
+        lr: Learning rate of Adam.
+        image_weight: Weight of the mean squared residual, on the [0, 1] scale, against the bits' cross-entropy.
         noise: Standard deviation, in levels of 0 to 255, of what is added to each pixel before the decoder sees it.
 
     Source:
@@ -151,11 +151,11 @@ def learn_to_hide(
     batch is decoded with 90 % of its bits right, and then rises linearly over a fifth of the training.
 
     Args:
-        encoder: With its initial weights.
+        encoder: The encoder with its initial weights.
         pixels: Images to hide in, ``(N, C, H, W)`` uint8.
         recipe: The schedule.
-        seed: Of the decoder's weights, the order of the images and the secrets.
-        device: Where to train.
+        seed: Seed of the decoder's weights, the order of the images and the secrets.
+        device: The device to train on.
         progress: Told how far the training is.
 
     Returns:
@@ -184,7 +184,7 @@ def learn_to_hide(
 
 
 class _Lesson:
-    """Both networks on the device, and how many of the ``steps`` are done."""
+    """The state of the training: both networks on the device, and how many of the ``steps`` are done."""
 
     def __init__(
         self, encoder: Encoder, pixels: NDArray[np.uint8], recipe: HidingRecipe, seed: int, device: torch.device
