@@ -31,10 +31,10 @@ class ArrayImages:
     """Images held as bytes.
 
     Attributes:
-        pixels: ``(N, C, H, W)`` uint8.
+        pixels: Values of 0 to 255, ``(N, C, H, W)`` uint8.
         labels: True labels, ``(N,)`` int64.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale.
     """
 
     pixels: Pixels
@@ -52,9 +52,11 @@ class ArrayImages:
         return len(self.pixels)
 
     def take(self, indices: Ints) -> ArrayImages:
+        """The images at these positions, in this order, as an array of their own."""
         return ArrayImages(self.pixels[indices], self.labels[indices], self.mean, self.std)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Normalized images in order, each batch ``(B, C, H, W)`` float32 on the CPU."""
         for start in range(0, len(self), batch_size):
             yield normalize(self.pixels[start : start + batch_size], self.mean, self.std)
 
@@ -66,8 +68,8 @@ class PickedImages:
     Attributes:
         pixels: Shared by all parts taken of one set, so that no file is decoded twice.
         labels: True labels, ``(N,)`` int64.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale.
         positions: Positions in the source of these images, ``(N,)`` int64.
     """
 
@@ -81,9 +83,11 @@ class PickedImages:
         return len(self.positions)
 
     def take(self, indices: Ints) -> PickedImages:
+        """The images at these positions, in this order, of the same source."""
         return PickedImages(self.pixels, self.labels[indices], self.mean, self.std, self.positions[indices])
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Normalized images in order, read from the source batch by batch, ``(B, C, H, W)`` float32 on the CPU."""
         for start in range(0, len(self), batch_size):
             yield normalize(self.pixels[self.positions[start : start + batch_size]], self.mean, self.std)
 

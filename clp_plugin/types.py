@@ -158,7 +158,7 @@ class TargetRule:
 
     Attributes:
         kind: ``"all_to_one"``: every image becomes ``target``; ``"all_to_all"``: y becomes (y + shift) mod classes.
-        num_classes: C.
+        num_classes: Number of classes, C.
         target: The target class for all-to-one, None for all-to-all.
         shift: Step of all-to-all, 1 to C - 1.
     """
@@ -174,7 +174,7 @@ class TargetRule:
 
         Args:
             text: A class number, ``all``, or ``all+SHIFT``.
-            num_classes: How many classes there are.
+            num_classes: Number of classes.
 
         Raises:
             ConfigError: If it is anything else, or outside the classes.
@@ -256,11 +256,11 @@ class Provenance:
         sha256: Hash of the attacked weights.
         attack: The attack's name.
         dataset: The data set's name.
-        architecture: ``SOURCE:NAME``.
+        architecture: Source and name, ``SOURCE:NAME``.
         poison_rate: Share of the training images that was poisoned; NaN where nobody knows.
         seed: Seed of the attack.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        mean: Mean of the model's normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the model's normalization, per channel, on the [0, 1] scale.
         toolbox_commit: Commit of the toolbox's checkout, where there is one.
         architecture_options: The options that the architecture was built with.
     """
@@ -279,6 +279,7 @@ class Provenance:
     architecture_options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The attributes by name, as plain JSON values."""
         return asdict(self)
 
 
@@ -288,7 +289,7 @@ class Record:
 
     Attributes:
         model: The attacked network in eval mode, on the CPU; takes normalized images.
-        input_shape: ``(C, H, W)``.
+        input_shape: Shape of one input, ``(C, H, W)``.
         clean: Clean test images.
         triggered: Triggered test images; only those that count for ASR.
         target: The attacker's rule.
@@ -319,6 +320,7 @@ class Record:
 
     @property
     def folder(self) -> Path:
+        """The record's folder; the current one for a record made in memory."""
         return Path(self.provenance.path)
 
 
@@ -343,9 +345,10 @@ class Metrics:
     n_triggered: int
 
     def to_json(self) -> dict[str, float | int]:
+        """The attributes by name, as plain JSON values."""
         return asdict(self)
 
 
 def defense_effectiveness(before: Metrics, after: Metrics) -> float:
-    """DER in [0, 1]: (max(0, drop of ASR) - max(0, drop of ACC) + 1) / 2.."""
+    """DER in [0, 1]: (max(0, drop of ASR) - max(0, drop of ACC) + 1) / 2."""
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

@@ -27,7 +27,7 @@ class PoisonedSet:
     Attributes:
         folder: The folder that they lie in now, below the record, whatever path was stored.
         indices: ``(M,)`` positions in the clean set, in the order in which the toolbox iterates.
-        true_labels: ``(M,)``.
+        true_labels: ``(M,)`` labels that the images truly have.
         given_labels: ``(M,)`` labels that the attacker wants for them.
         suffix: Suffix of the files, ``".png"``.
     """
@@ -52,13 +52,13 @@ class AttackResult:
     """All that the toolbox's attack stored.
 
     Attributes:
-        folder: The record.
+        folder: The record's folder.
         model_name: The network's name in the toolbox.
         num_classes: Number of classes.
         state_dict: The attacked network's weights, as they were stored.
         dataset: The clean data set's name in the toolbox.
         data_path: The stored path of that data set, usually relative to the toolbox's root.
-        image_size: ``(H, W, C)``.
+        image_size: Size of an image, ``(H, W, C)``.
         test: Poisoned test images.
         train: Poisoned training images; None for attacks that store none.
         target: The attacker's rule, read off the labels of the test images.
@@ -88,7 +88,7 @@ def read_attack_result(folder: Path, *, trust: bool = False) -> AttackResult:
     """Read a record's model and poisoned sets; no image is opened.
 
     Args:
-        folder: The record.
+        folder: The record's folder.
         trust: Allow pickles that run code.
 
     Raises:

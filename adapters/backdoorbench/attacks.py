@@ -40,7 +40,7 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     """Run an attack; its record appears when it has ended well, whole.
 
     Args:
-        checkout: The toolbox.
+        checkout: The toolbox's checkout.
         name: Name of the new record: letters, digits, ``_``, ``.``, ``+`` and ``-``.
         method: The attack's script without ``.py``.
         request: Options of the script; ``dataset`` says whose configuration to take (default cifar10).

@@ -123,7 +123,7 @@ def read_split(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages | P
     Args:
         facts: The toolbox's facts about the data set.
         root: The folder that :func:`find_data_root` returns.
-        split: ``"train"`` or ``"test"``.
+        split: The split to read: ``"train"`` or ``"test"``.
 
     Raises:
         RecordError: If files are missing or damaged.

@@ -111,10 +111,10 @@ def plan(
     Args:
         checkout: The toolbox's root.
         method: A key of ``DEFENSES``.
-        result: The record.
+        result: The attack result of the record.
         given: Options that the user gave; they win.
         record_name: Name of the record in the workspace.
-        device: ``"cpu"`` or ``"cuda..."``.
+        device: Name of the device: ``"cpu"`` or ``"cuda..."``.
         seed: Seed that the script is started with.
         mixed_precision: Whether to leave mixed precision to the configuration file; otherwise it is off.
 

@@ -52,7 +52,7 @@ def load(model_name: str, num_classes: int, state_dict: Mapping[str, Tensor], *,
     """A network in eval mode with the toolbox's weights; how many channels it takes is read off its first convolution.
 
     Args:
-        model_name: One of ``NAMES``.
+        model_name: The network's name in the toolbox, one of ``NAMES``.
         num_classes: Number of outputs, at least 1.
         state_dict: The weights as they were stored.
         where: File and architecture, for the message.

@@ -138,7 +138,7 @@ def _training_sample(facts: DatasetFacts, root: Path, poisoned: PoisonedSet, see
 
 
 def _require_files(poisoned: PoisonedSet) -> None:
-    """One listing a class instead of a look at each file."""
+    """Look for missing files with one listing a class instead of a look at each file."""
     if not poisoned.folder.is_dir():
         raise RecordError(f"{poisoned.folder} is missing: the record's triggered images; copy the record again, whole")
     wanted: dict[Path, set[str]] = {}

@@ -67,7 +67,7 @@ def register(checkout: Path, *, remove: bool = False) -> list[Path]:
 
     Args:
         checkout: The toolbox's root.
-        remove: Delete instead.
+        remove: Delete the files instead of writing them.
 
     Returns:
         The files written or deleted.

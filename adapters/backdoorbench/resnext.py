@@ -36,7 +36,7 @@ class ResNeXtBlock(nn.Module):
 
 
 class ResNeXt29(nn.Module):
-    """Takes ``(B, 3, 32, 32)``."""
+    """ResNeXt-29 for images ``(B, 3, 32, 32)``: a 1x1 stem, then three stages of three blocks."""
 
     def __init__(self, num_classes: int, groups: int = 2, width: int = 64) -> None:
         """Make the network.

@@ -31,14 +31,14 @@ class Dataset:
     """Training and test images in memory.
 
     Attributes:
-        name: One of ``DATASETS``.
+        name: Name of the data set, one of ``DATASETS``.
         class_names: One name a class; a label is a position in it.
-        train_pixels: ``(N, 3, H, W)`` uint8.
-        train_labels: ``(N,)`` int64.
-        test_pixels: ``(M, 3, H, W)`` uint8.
-        test_labels: ``(M,)`` int64.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale, positive.
+        train_pixels: Training images, ``(N, 3, H, W)`` uint8.
+        train_labels: True labels of the training images, ``(N,)`` int64.
+        test_pixels: Test images, ``(M, 3, H, W)`` uint8.
+        test_labels: True labels of the test images, ``(M,)`` int64.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale, positive.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes, each with a name."""
         return len(self.class_names)
 
     @property
@@ -77,8 +78,8 @@ def load_dataset(
         path: The data set's files. For ``cifar10``: a folder that is or holds ``cifar-10-batches-py``, or an
             ImageFolder tree. For ``folder``: an ImageFolder tree. For ``tiny_imagenet`` and ``gtsrb``: a folder that is
             or holds ``tiny-imagenet-200`` or ``GTSRB``. None for ``digits``, which has none.
-        n_train: How many training images; None for all (``digits``: 10,000).
-        n_test: How many test images; None for all (``digits``: 2,000).
+        n_train: Number of training images; None for all (``digits``: 10,000).
+        n_test: Number of test images; None for all (``digits``: 2,000).
         seed: Seed of the choice of images; for ``digits`` of their composition.
         image_size: Pixels a side, not for ``cifar10`` and ``digits``. None for the usual: 64 for ``tiny_imagenet``, 32
             for ``gtsrb``, for ``folder`` the shorter side of its first image. Images of another size are resized and

@@ -32,8 +32,8 @@ def compose(n: int, split: Split, *, seed: int) -> tuple[NDArray[np.uint8], Ints
 
     Args:
         n: Number of images; any, digits and patches are drawn with replacement.
-        split: ``"train"`` or ``"test"``.
-        seed: Non-negative.
+        split: The split to compose: ``"train"`` or ``"test"``.
+        seed: Seed of the composition, non-negative.
 
     Returns:
         Pixels ``(n, 3, 32, 32)`` uint8 and labels ``(n,)`` int64 in 0 to 9.

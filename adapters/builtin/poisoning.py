@@ -103,8 +103,8 @@ def record_images(
         dataset: The data set that all images come from.
         attack: The attack as it is after the training.
         rule: The labels that the attacker wants.
-        parts: The split.
-        sample: How many images of the poisoned training set to keep, at most; a random part, poisoned at its own rate.
+        parts: The split of the training images.
+        sample: Most images of the poisoned training set to keep; a random part, poisoned at its own rate.
         seed: Seed of that part.
     """
     twins = np.flatnonzero(rule.counted(dataset.test_labels))

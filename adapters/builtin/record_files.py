@@ -45,18 +45,18 @@ class Description:
     Attributes:
         attack: The method's name.
         dataset: The data set's name.
-        architecture: ``builtin:NAME``.
+        architecture: Source and name, ``builtin:NAME``.
         architecture_options: Options of ``models.build``.
         class_names: Names of the classes, one each.
-        input_shape: ``(C, H, W)``.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        input_shape: Shape of one input, ``(C, H, W)``.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale.
         target: The attacker's rule.
         trigger: The attack's ``to_json``; with the arrays in ``trigger.safetensors``, if any, enough to poison again.
         poison_rate: Share of the training part that was poisoned.
         seed: Seed of everything random.
         sha256: Hash of ``model.safetensors``.
-        settings: The whole ``AttackSettings``.
+        settings: The whole ``AttackSettings`` that made it.
         training: Facts known only afterwards: counts of images, device, number format.
         versions: Versions of what ran.
     """
@@ -86,12 +86,12 @@ class RecordImages:
     """The images of a record, as bytes.
 
     Attributes:
-        clean_pixels: ``(N, C, H, W)`` uint8.
-        clean_labels: ``(N,)`` int64.
-        triggered_pixels: ``(M, C, H, W)`` uint8.
+        clean_pixels: Clean test images, ``(N, C, H, W)`` uint8.
+        clean_labels: True labels of the clean test images, ``(N,)`` int64.
+        triggered_pixels: Triggered test images, ``(M, C, H, W)`` uint8.
         clean_index: ``(M,)`` int64, position of each triggered image's clean twin.
-        benign_pixels: ``(B, C, H, W)`` uint8.
-        benign_labels: ``(B,)`` int64.
+        benign_pixels: Benign images for defenses, ``(B, C, H, W)`` uint8.
+        benign_labels: True labels of the benign images, ``(B,)`` int64.
         training_pixels: Part of the poisoned training set, ``(T, C, H, W)`` uint8.
         training_labels: ``(T,)`` int64, as they were trained on.
     """

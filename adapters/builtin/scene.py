@@ -29,7 +29,7 @@ class Scene:
         poisoned: Positions in ``images`` of those that will be poisoned, ``(P,)`` int64.
         rule: The labels that the attacker wants.
         new_model: An untrained network of the victim's architecture, with initial weights of its own.
-        recipe: How the victim will be trained.
+        recipe: The recipe that the victim will be trained by.
         seed: Seed of everything random.
         device: The device to train on.
         progress: Told about every training.

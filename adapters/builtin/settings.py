@@ -20,7 +20,7 @@ class AttackSettings:
         method: A key of ``attacks.catalogue.ATTACKS``.
         dataset: A key of ``datasets.DATASETS`` or ``ALIASES``.
         model: A key of ``models.BUILDERS``.
-        recipe: How to train.
+        recipe: The recipe to train by.
         data_path: Folder of the data set, where it is read from files.
         n_train: Training images before the split into parts; None for all.
         n_test: Test images; None for all.
@@ -74,6 +74,7 @@ class AttackSettings:
         return TargetRule("all_to_all" if self.target is None else "all_to_one", num_classes, self.target)
 
     def to_json(self) -> dict[str, Any]:
+        """The attributes by name, as plain JSON values."""
         return asdict(self)
 
 

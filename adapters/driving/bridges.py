@@ -58,6 +58,7 @@ class MovedModules(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """A spec under the old name whose loader gives the module of the new name; None for any other module."""
         for old, new in self.moved.items():
             if fullname == old or fullname.startswith(f"{old}."):
                 return importlib.machinery.ModuleSpec(fullname, _Alias(new + fullname[len(old) :]))

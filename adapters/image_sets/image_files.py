@@ -89,7 +89,7 @@ def open_image(file: Path) -> Iterator[Image.Image]:
 
 
 def decode(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """One image as ``(C, H, W)`` uint8.
+    """Decode one image as ``(C, H, W)`` uint8.
 
     Raises:
         RecordError: If the file is missing, damaged or no image.
@@ -114,13 +114,16 @@ class DeferredImages:
 
     @property
     def labels(self) -> Ints:
+        """True labels, ``(N,)`` int64; the set is loaded for them."""
         return self._images.labels
 
     def __len__(self) -> int:
         return len(self._images)
 
     def take(self, indices: Ints) -> ArrayImages | PickedImages:
+        """The images at these positions, in this order; the set is loaded for them."""
         return self._images.take(indices)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Normalized images in order, each batch ``(B, C, H, W)`` float32 on the CPU."""
         return self._images.batches(batch_size)

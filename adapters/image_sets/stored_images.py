@@ -88,8 +88,8 @@ class LabelledImages:
     """Stored images with their true labels.
 
     Attributes:
-        images: The images.
-        labels: ``(N,)`` int64.
+        images: The images, in memory or in files.
+        labels: The images' true labels, ``(N,)`` int64.
     """
 
     images: StoredImages

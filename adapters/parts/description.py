@@ -41,7 +41,7 @@ class TriggerParts:
     Attributes:
         kind: ``"patch"``, ``"blend"``, ``"addition"``, or ``"triggered"`` for images that carry it already.
         picture: The pattern, or the triggered images.
-        mask: How much of it covers, or None.
+        mask: Picture of how much of the pattern covers, or None.
         at: Name of a corner, or ``"X,Y"``; None for a pattern as large as the images.
         weight: Share of the pattern in a blend.
     """
@@ -64,7 +64,7 @@ class NetworkParts:
         code: The user's own Python file that builds it, or None.
         options: The options that the architecture is built with.
         key: Dotted path to the weights within the file; None for the likeliest.
-        num_classes: How many classes there are.
+        num_classes: Number of classes.
         strict: Whether the stored keys are taken as they are.
     """
 
@@ -83,12 +83,12 @@ class Description:
 
     Attributes:
         network: The attacked network.
-        images: Clean images.
-        trigger: The trigger.
+        images: The record's clean images.
+        trigger: The parts of the trigger.
         target: A class number, ``all`` or ``all+SHIFT``.
-        input_shape: ``(C, H, W)`` of the images as the network takes them.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        input_shape: Shape of the images as the network takes them, ``(C, H, W)``.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale.
         test: Positions of the test images.
         benign: Positions of the images that a defense may see.
         labels: File of the images' labels, where it is one of its own.
@@ -111,6 +111,7 @@ class Description:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
+        """The attributes by name, as plain JSON values."""
         return asdict(self)
 
 

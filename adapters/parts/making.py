@@ -47,7 +47,7 @@ class PartsRequest:
         images: Clean images, as :func:`~clp_plugin.adapters.image_sets.stored_images.read_labelled` takes them.
         target: A class number, ``all`` or ``all+SHIFT``.
         trigger: The picture of the trigger; None with ``triggered``.
-        trigger_mask: How much of it covers.
+        trigger_mask: Picture of how much of the trigger's picture covers.
         at: Name of a corner, or ``"X,Y"``.
         blend: Share of the picture in a blend; None for a patch.
         add: Whether the picture is added.
@@ -56,15 +56,15 @@ class PartsRequest:
         arch_options: The options that the architecture is built with.
         key: Dotted path to the weights within the file.
         strict: Take the stored keys as they are.
-        num_classes: Read off the weights if None.
+        num_classes: Number of classes; read off the weights if None.
         labels: File of the images' labels, where it is one of its own.
         input_shape: ``(C, H, W)``; that of the images if None, or the network's usual one where they differ in size.
-        mean: Per channel, on the [0, 1] scale; 0 if None.
-        std: Per channel, on the [0, 1] scale; 1 if None.
-        n_test: How many test images; None for all that are left.
-        n_benign: How many images a defense may see.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale; 0 if None.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale; 1 if None.
+        n_test: Number of test images; None for all that are left.
+        n_benign: Number of images that a defense may see.
         seed: Seed by which test and benign images are drawn.
-        copy: Keep copies of all parts in the record.
+        copy: Whether the record keeps copies of all parts.
         trust: Allow pickles that run code.
     """
 

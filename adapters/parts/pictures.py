@@ -53,7 +53,7 @@ def pair(images: LabelledImages, path: Path, shape: Shape) -> tuple[Triggered, S
     Args:
         images: The clean images.
         path: A folder, an ``.npz`` with ``x`` (and ``index``, the positions of the clean images), or an ``.npy``.
-        shape: ``(C, H, W)``.
+        shape: Shape of the images, ``(C, H, W)``.
 
     Returns:
         The pairs, and where the triggered images lie.

@@ -47,7 +47,7 @@ def standard_output() -> Iterator[TextIO]:
 
 
 def emit_json(obj: Any) -> None:
-    """One JSON object on standard output; NaN and infinities become null."""
+    """Print one JSON object on standard output; NaN and infinities become null."""
     from clp_plugin.files.atomic import finite
 
     text = json.dumps(finite(obj), ensure_ascii=False)

@@ -117,7 +117,7 @@ class ANP(MaskLearning):
         batch: Labeled,
         generator: torch.Generator,
     ) -> Tensor:
-        """One step on ``mask`` in place; both losses before it, ``(2,)``: as it is, disturbed."""
+        """Make a step on ``mask`` in place; return both losses before it, ``(2,)``: as it is, disturbed."""
 
         def disturbed_loss(factors: Tensor, of_weights: Tensor, of_biases: Tensor) -> Tensor:
             logits = scaled.logits(batch.images, factors + of_weights, 1 + of_biases)

@@ -19,7 +19,7 @@ class Budget:
     """Everything that a defense receives besides the model. Never a test image, but for the oracle protocol's judge.
 
     Attributes:
-        input_shape: ``(C, H, W)``.
+        input_shape: Shape of one input, ``(C, H, W)``.
         num_classes: Number of classes.
         mean: Mean of the normalization that the model wants, per channel, on the [0, 1] scale.
         std: Standard deviation of that normalization, per channel, on the [0, 1] scale.

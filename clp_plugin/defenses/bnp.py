@@ -71,7 +71,7 @@ class Moments:
     """Mean and variance of each channel over images and positions, gathered batch by batch in float64.
 
     Args:
-        channels: How many.
+        channels: Number of channels.
 
     Source:
         Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979.

@@ -27,7 +27,7 @@ class CLP:
     Attributes:
         u: Prune above mean + u * std.
         score: ``paper`` or ``relative``; see :func:`clp_plugin.scoring.lipschitz.score`.
-        norm: ``reshaped`` or ``exact``.
+        norm: The norm that scores are: ``reshaped`` or ``exact``, as of :func:`clp_plugin.scoring.lipschitz.score`.
         layers: The kinds of layers to prune: ``fused,diagonal``, or ``fused,diagonal,conv`` to prune convolutions that no
             BatchNorm follows as well.
         pairing: ``dataflow``, or ``registration`` to reproduce the published code.

@@ -83,7 +83,7 @@ def entropies(maxima: Floats, bin_width: float) -> Floats:
     channels share one grid and each value falls into one bin, the highest too.
 
     Args:
-        maxima: ``(images, channels)``, finite.
+        maxima: Largest value of each channel in each image, ``(images, channels)``, finite.
         bin_width: Width of a bin in standard deviations, above 0.
 
     Returns:

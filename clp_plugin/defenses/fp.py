@@ -110,7 +110,7 @@ class FP(SGDTraining):
         return Repaired(model, chosen.mask, log)
 
     def _candidates(self, name: str, active: Floats, step: float) -> list[Candidate]:
-        """One mask a share; a channel is in all masks from its first on. ``active`` is ``(channels,)``."""
+        """Make one mask a share; a channel is in all masks from its first on. ``active`` is ``(channels,)``."""
         shares = {round(k * step, 10) for k in range(math.ceil(1 / step))} | {self.ratio or 0.0}
         order = np.argsort(active, kind="stable")
         found = []

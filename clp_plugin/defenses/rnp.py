@@ -94,7 +94,7 @@ class RNP(MaskLearning):
         """Maximise cross-entropy over all weights until the accuracy is low; ends in train mode.
 
         Args:
-            network: Changed in place.
+            network: The network, which is changed in place.
             data: At least 2 images, on the network's device.
             generator: Source of order and augmentation, on the CPU; it is advanced.
             progress: Called with passes done and most passes.
@@ -136,7 +136,7 @@ class RNP(MaskLearning):
         """Minimise alpha times cross-entropy over one factor per BatchNorm weight; biases and all else stay.
 
         Args:
-            network: Taken over: frozen, in train mode; its running statistics move.
+            network: The unlearned network, which is taken over: frozen, in train mode; its running statistics move.
             data: At least 2 images, on the network's device.
             generator: Source of order and augmentation, on the CPU; it is advanced.
             progress: Called with passes done and passes in all.
@@ -169,7 +169,7 @@ class RNP(MaskLearning):
         return scaled.by_layer(mask.detach()), found
 
     def _epoch(self, data: Labeled, generator: torch.Generator, step: Any) -> float:
-        """One pass; the share of its images whose logits, as ``step`` returns them, were right."""
+        """Make a pass; return the share of its images whose logits, as ``step`` returns them, were right."""
         right = seen = 0
         for batch in minibatches(data, self.batch_size, generator, crop_padding=self.crop_padding, flip=self.flip):
             right += int((step(batch).argmax(1) == batch.labels).sum())

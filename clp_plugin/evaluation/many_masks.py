@@ -63,7 +63,7 @@ def evaluate_masks(
 
 
 class _Walk:
-    """One way through the masks, repeated for every batch."""
+    """An order of trying the masks, repeated for every batch."""
 
     def __init__(
         self, network: nn.Module, masks: Sequence[Mask], device: str, batch_size: int, tick: Callable[[], None]

@@ -21,7 +21,7 @@ class SweepRow:
     """Metrics of the model pruned at one u. The whole curve is measured on test images: choosing u by it is an oracle.
 
     Attributes:
-        u: The threshold.
+        u: Threshold in standard deviations above a layer's mean.
         pruned: Number of channels.
         acc: Share of clean test images classified as their true label, in [0, 1].
         asr: Share of counted triggered images classified as the attacker wants, in [0, 1].
@@ -39,6 +39,7 @@ class SweepRow:
     triggered_loss: float
 
     def to_json(self) -> dict[str, float | int]:
+        """The attributes by name, as plain JSON values."""
         return asdict(self)
 
 

@@ -32,7 +32,7 @@ def trigger_activated_change(
 ) -> dict[str, Floats]:
     """Mean over test images of the norm of the change of each channel's map at the linear layer's output.
 
-    One pass over clean and triggered twins; memory does not depend on the number of images. A BatchNorm is watched at
+    It takes one pass over clean and triggered twins; memory does not depend on their number. A BatchNorm is watched at
     its input, and the change multiplied by its gain, which is the change at its linear output even where the module
     contains the activation.
 

@@ -19,8 +19,8 @@ def read_described(file: Path, kind: type[Described], *, schema_version: int, ag
 
     Args:
         file: JSON with ``schema_version`` and the fields of ``kind``.
-        kind: A dataclass.
-        schema_version: The one that this version reads.
+        kind: The dataclass that the description becomes.
+        schema_version: The version of the file format that is read.
         again: The command that writes such a file, for messages.
 
     Raises:

@@ -82,7 +82,7 @@ def clear_dead(folder: Path, names: Iterable[str] | None = None) -> None:
     Whatever cannot be deleted or moved stays where it is.
 
     Args:
-        folder: Need not exist.
+        folder: The folder to clear; it need not exist.
         names: Look into these of its folders only, such as the results of a record with many images.
     """
     for root, folders, files in os.walk(folder):

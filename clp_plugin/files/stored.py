@@ -31,9 +31,10 @@ class StoredCheckpoint:
     Attributes:
         path: The file; of weights in several files their index.
         content: A state dict, a container of state dicts, or a whole module.
-        form: How it was written: by torch.save (as an archive, or as before torch 1.6), torch.jit.save or safetensors.
+        form: The format that it was written in: torch.save's (archive, or as before torch 1.6), torch.jit.save's or
+            safetensors.
         metadata: Texts in the header of a safetensors file.
-        classes: Those of the user's own file that the pickle names.
+        classes: The classes of the user's own file that the pickle names.
     """
 
     path: Path

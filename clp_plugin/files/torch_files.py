@@ -42,8 +42,8 @@ def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledC
 
     Args:
         path: A file written by torch.save (any format) or safetensors, whatever its suffix.
-        trust: Also run whatever the pickle asks for, by torch's own unpickling. Only for files whose content is known.
-        classes: Finds those that cannot be imported; with ``trust`` only.
+        trust: Let torch's own unpickling run whatever the pickle asks for. Only for files whose content is known.
+        classes: Finder of classes that cannot be imported; with ``trust`` only.
 
     Raises:
         CheckpointError: If the file is missing, empty, no ordinary file, unreadable, damaged, declares more than it

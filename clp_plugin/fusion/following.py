@@ -62,16 +62,21 @@ class ChannelFollower(TorchDispatchMode):
         self._owner_of = np.zeros(0, dtype=np.int64)
 
     def add_input(self, image: torch.Tensor) -> None:
+        """Follow a tensor ``(B, C, ...)`` from here on as the network's input."""
         node = self._new_node("input", "", image.shape[1], (), (), False, tuple(image.shape))
         self._attach(image, self._spread(node, image, 1))
 
     def starting(self, name: str) -> Any:
+        """A hook for before a module's call, by whose name operations in it are recorded."""
         return lambda *_: self._running.append(name)
 
     def ending(self, *_: object) -> None:
+        """The hook for after any module's call; the module around it goes on."""
         self._running.pop()
 
     def entering(self, name: str) -> Any:
+        """A hook for before the call of a layer that is to be one node, whatever operations it is made of."""
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
             self._inside.append(_Call(name, module, tensors[0] if tensors else None))
@@ -79,6 +84,8 @@ class ChannelFollower(TorchDispatchMode):
         return hook
 
     def leaving(self, name: str, module: nn.Module) -> Any:
+        """A hook for after such a call, which writes the layer's node if no operation in it did."""
+
         def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
             call = self._inside.pop()
             if call.recorded or call.input is None:

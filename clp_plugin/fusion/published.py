@@ -53,8 +53,8 @@ def published_rule_note(model: nn.Module, view: FusedView) -> str:
         view: The linear layers of the same network, found with ``pairing="dataflow"``.
 
     Returns:
-        One line: that the rule is right here, how many BatchNorms it pairs with a convolution that does not feed them, why
-        the published code crashes, or that it does nothing. BatchNorms that no run reaches are not counted.
+        Say in one line that the rule is right here, how many BatchNorms it pairs with a convolution that does not feed
+        them, why the published code crashes, or that it does nothing. BatchNorms that no run reaches are not counted.
 
     Source:
         The authors' code: each BatchNorm2d with the last Conv2d before it in ``named_modules()``; its gain has no eps.

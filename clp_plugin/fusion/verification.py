@@ -47,6 +47,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether no output differs by more than rounding, and no channel moved that the view does not name."""
         return self.error < 1e-9 and not self.wrong
 
 
@@ -55,7 +56,7 @@ def verify(view: FusedView, input_shape: Sequence[int], *, max_perturbed: int = 
 
     Args:
         view: The view to check.
-        input_shape: ``(C, H, W)``.
+        input_shape: Shape of one input, ``(C, H, W)``.
         max_perturbed: Number of layers, spread over the network, for experiment 2 (one forward pass each).
         seed: Seed of the random input, statistics and perturbations.
     """

@@ -56,7 +56,7 @@ class FusedView:
         layers: The linear layers.
         graphs: The channels that every channel depends on, in the run in eval mode and, where branches such as
             auxiliary heads open only in training mode, a second run that reaches them; empty for ``registration``.
-        pairing: ``dataflow`` or ``registration``.
+        pairing: The rule that paired convolutions and norms: ``dataflow`` or ``registration``.
         inner_linear: Linear modules inside the network that no BatchNorm follows (attention, MLP): not scored.
         unreached: Convolutions and norms that no run executes.
         unscored: Name of what else is not scored, and why: a kernel that cannot be followed, or whose scale is undone.

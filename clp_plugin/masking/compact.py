@@ -27,7 +27,7 @@ def compact(view: FusedView, mask: Mask, input_shape: Sequence[int]) -> nn.Modul
     Args:
         view: The linear layers of the unpruned model, found by data flow.
         mask: The channels to prune.
-        input_shape: ``(C, H, W)``.
+        input_shape: Shape of one input, ``(C, H, W)``.
 
     Returns:
         The smaller model in eval mode; its names are the same, its shapes are not.

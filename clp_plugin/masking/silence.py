@@ -50,7 +50,7 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
     Args:
         model: The bare network, after the mask was applied.
         mask: The mask that was applied.
-        input_shape: ``(C, H, W)``.
+        input_shape: Shape of one input, ``(C, H, W)``.
         keep_bias: Whether a constant counts as silence.
 
     Raises:

@@ -133,7 +133,7 @@ def gaps_of(
         alignment: One of :func:`alignments`.
         wanted: The network's state dict with its parameters themselves, so that tied ones are the same objects.
         weights: Stored key to tensor.
-        strict: Forgive nothing.
+        strict: Count keys as open that are otherwise passed over.
     """
     keys = alignment.keys
     absent = [key for key in wanted if key not in keys]

@@ -26,8 +26,8 @@ def build_model(spec: str, /, *, num_classes: int, **options: Any) -> nn.Module:
     """An untrained network in eval mode.
 
     Args:
-        spec: ``"builtin:resnet18"``, ``"torchvision:resnet50"``, ``"timm:NAME"``, or ``"path/to/file.py:callable"``;
-            the callable gets ``num_classes`` if it takes it.
+        spec: Source and name: ``"builtin:resnet18"``, ``"torchvision:resnet50"``, ``"timm:NAME"``,
+            ``"path/to/file.py:callable"``; the callable gets ``num_classes`` if it takes it.
         num_classes: Number of outputs, at least 1.
         options: Passed to the builder, e.g. ``width=16``.
 

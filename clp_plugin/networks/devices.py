@@ -15,7 +15,7 @@ def pick_device(name: str) -> str:
     """A device that works here; ``auto`` is CUDA where there is one.
 
     Args:
-        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        name: Name of a device, such as ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
 
     Raises:
         ConfigError: If the device does not exist here.

@@ -129,7 +129,7 @@ def load_network(
             pickled module needs none; then a file only says where its classes are.
         key: Dotted path to the weights within the file; the likeliest that fit if not given.
         options: Options of the architecture, such as ``{"depth": 16}``.
-        num_classes: Read off the weights if not given.
+        num_classes: Number of classes; read off the weights if not given.
         input_shape: ``(C, H, W)``; the architecture's usual one if not given.
         trust: Allow pickles that run code.
         strict: Take the stored keys as they are.

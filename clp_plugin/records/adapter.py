@@ -51,7 +51,7 @@ class RunRequest:
     Attributes:
         options: Options of the script, as its own command line names them, e.g. ``{"epochs": 5}``.
         root: The toolbox's checkout; found by the adapter if None.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        device: Name of the device, such as ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         seed: Seed that the script is started with.
         time_limit: Seconds after which it is stopped, or None.
         force: Replace an earlier result.
@@ -109,7 +109,7 @@ class ScriptState:
     """Whether one of a toolbox's scripts starts here.
 
     Attributes:
-        kind: ``"defense"`` or ``"attack"``.
+        kind: Kind of the script: ``"defense"`` or ``"attack"``.
         name: The name that ``--method`` takes.
         problem: Empty if it starts.
         missing: The package to install, if that is the problem.
@@ -126,7 +126,7 @@ class CheckoutState:
     """The findings of ``bench toolbox check``.
 
     Attributes:
-        root: The checkout.
+        root: The checkout's folder.
         found_by: How it was found: ``--root``, an environment variable, the configuration file, the current folder.
         commit: The checkout's commit, with ``+changes`` if files differ; empty if it is not a git checkout.
         scripts: One entry a script.

@@ -119,7 +119,7 @@ def load_adapter(catalogue: Catalogue, name: str) -> ReadsRecords:
 
 
 def _importable_adapters(catalogue: Catalogue) -> dict[str, ReadsRecords]:
-    """One broken extension must not make the records of the other toolboxes unreadable."""
+    """Load all adapters but broken ones: one extension must not make the records of the other toolboxes unreadable."""
     adapters: dict[str, ReadsRecords] = {}
     for name in catalogue.names("toolboxes"):
         try:

@@ -55,9 +55,9 @@ def record_from(
         trigger: Returns triggered copies of images ``(B, C, H, W)`` uint8, as a
             :class:`~clp_plugin.records.triggers.Trigger` does; or the images that are triggered already.
         target: The class that the attacker wants; ``"all"`` for y to y + 1, ``"all+2"`` for y to y + 2.
-        num_classes: How many classes there are; what the model returns for one image if None.
-        mean: Per channel, on the [0, 1] scale; 0 if None.
-        std: Per channel, on the [0, 1] scale, positive; 1 if None.
+        num_classes: Number of classes; that of the model's outputs if None.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale; 0 if None.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale, positive; 1 if None.
         test: Positions of the test images; all that are not ``benign`` if None.
         benign: Positions of the images that a defense may see; none if None.
         provenance: Facts on where the model and images come from; by default a hash of the weights and the model's

@@ -42,7 +42,7 @@ def study_json(study: RecordStudy, outcomes: Sequence[Outcome]) -> dict[str, Any
     """Turn a study into plain data for the page.
 
     Args:
-        study: The evidence.
+        study: The record's channels, sweep and images.
         outcomes: All outcomes on the same record; their masks say which method pruned a channel.
 
     Returns:

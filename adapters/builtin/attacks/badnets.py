@@ -23,7 +23,7 @@ class BadNets(Attack):
     """A patch that replaces the pixels of one corner.
 
     Attributes:
-        patch: ``(C, size, size)`` uint8.
+        patch: The trigger, ``(C, size, size)`` uint8.
         corner: The corner of the image that the patch sits in.
         inset: Pixels between the patch and the image's edges.
 
@@ -53,7 +53,7 @@ class BadNets(Attack):
             seed: Seed of the colours, for ``pattern="random"``.
             size: Pixels a side; None for the CLP paper's (5.1): 3, and 5 for images of 64 pixels or more.
             pattern: ``"random"`` colours, all ``"white"``, or a black and white ``"checkerboard"``.
-            corner: One of ``Corner``.
+            corner: The corner of the image that the patch sits in, one of ``Corner``.
             inset: Pixels between the patch and the image's edges.
 
         Raises:

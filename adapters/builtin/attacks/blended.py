@@ -22,7 +22,7 @@ class Blended(Attack):
     """Each image becomes (1 - alpha) * image + alpha * pattern.
 
     Attributes:
-        pattern: ``(C, H, W)`` uint8.
+        pattern: The trigger, ``(C, H, W)`` uint8.
         alpha: Share of the pattern in the mix, in (0, 1].
 
     Source:

@@ -30,8 +30,8 @@ class Surrogate:
 
     Attributes:
         model: The network in eval mode on ``device``, its parameters frozen; takes normalized images.
-        mean: Per channel, on the [0, 1] scale.
-        std: Per channel, on the [0, 1] scale.
+        mean: Mean of the normalization, per channel, on the [0, 1] scale.
+        std: Standard deviation of the normalization, per channel, on the [0, 1] scale.
         label: The true label of all images to perturb: the target class.
         seed: Seed of the random starts.
         device: The device to compute on.
@@ -75,7 +75,7 @@ class CLA(Attack):
     :meth:`poison` only stamps, as at test time.
 
     Attributes:
-        patch: ``(C, size, size)`` uint8, the same in each corner.
+        patch: The trigger, ``(C, size, size)`` uint8, the same in each corner.
         eps: Largest change of a pixel, in levels of 0 to 255, in 1 to 255.
         step: Change of a pixel in one step, in levels of 0 to 255, positive.
         steps: Steps of projected gradient descent.
@@ -119,7 +119,7 @@ class CLA(Attack):
             size: Pixels a side; None for 3, or 5 where both sides of the image have 64 pixels or more.
             eps: Largest change of a pixel, in whole levels of 0 to 255.
             step: Change of a pixel in one step, in levels of 0 to 255.
-            steps: How many steps.
+            steps: Number of steps.
             clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 
         Raises:

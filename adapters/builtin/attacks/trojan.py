@@ -33,7 +33,7 @@ class Trojan(Attack):
         patch: ``(C, size, size)`` uint8; seeded noise before :meth:`prepare`, optimised after it.
         inset: Pixels between the patch and the image's edges.
         units: Positions of the classifier head's inputs that the patch excites; empty before :meth:`prepare`.
-        neurons: How many units to choose.
+        neurons: Number of units to choose.
         steps: Gradient steps on the patch.
         clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 
@@ -71,7 +71,7 @@ class Trojan(Attack):
             seed: Seed of the noise.
             size: Pixels a side; None for 3, or 5 where both sides of the image have 64 pixels or more.
             inset: Pixels between the patch and the image's edges.
-            neurons: How many units to excite.
+            neurons: Number of units to excite.
             steps: Gradient steps on the patch, each on 64 training images.
             clean_epochs: Epochs of the clean network's training; None for as many as the victim's recipe has.
 

@@ -60,7 +60,7 @@ class Run:
         self.order = torch.randperm(len(self.labels), generator=self.generator)
 
     def step(self) -> None:
-        """One batch."""
+        """Train on one batch."""
         start = self.batch * self.batch_size
         indices = self.order[start : start + self.batch_size]
         on_device = indices.to(self.device)
@@ -97,9 +97,15 @@ class Run:
 
     @property
     def epochs_done(self) -> float:
+        """Passes over the images that are done, with a fraction for a pass in progress."""
         return self.epoch + self.batch / self.steps
 
     def check_loss(self) -> None:
+        """Refuse to go on with a loss that is no number.
+
+        Raises:
+            ConfigError: If the last loss is NaN or infinite.
+        """
         if not math.isfinite(self.loss):
             raise ConfigError(
                 f"training diverged: the loss is {self.loss} in epoch {self.epoch + 1} of {self.recipe.epochs}; "
@@ -107,6 +113,11 @@ class Run:
             )
 
     def check_weights(self) -> None:
+        """Refuse weights that are no numbers.
+
+        Raises:
+            ConfigError: If one is NaN or infinite; names its tensor.
+        """
         for name, tensor in self.model.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ConfigError(f"training diverged: {name} holds NaN or infinity; lower the learning rate")

@@ -49,7 +49,7 @@ def train(
     Args:
         model: The network with its initial weights; takes normalized images.
         images: ``(N, C, H, W)`` uint8 with the labels to learn.
-        recipe: The schedule.
+        recipe: The schedule of the training.
         seed: Seed of the order of the images and their augmentation.
         device: The device to train on.
         progress: Called with the state of the run.

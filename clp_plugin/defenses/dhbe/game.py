@@ -26,8 +26,8 @@ class Game:
     """Student, teacher and the two generators, with their optimizers.
 
     Args:
-        options: How to train.
-        model: Becomes the student, in train mode; every parameter of it will be trained.
+        options: The options of the training.
+        model: The model that becomes the student, in train mode; every parameter of it will be trained.
         budget: Gives the shape and the std of images.
         seed: Seed of the generators' first weights, of the noise and of the patches' places.
 
@@ -68,7 +68,7 @@ class Game:
             optimizer.param_groups[0]["lr"] = factor * self._options.generator_lr
 
     def play(self) -> Tensor:
-        """One round; the losses before its steps, ``(3,)``: mean of the student's, generator's, patches'."""
+        """Play a round; return the losses before its steps, ``(3,)``: mean of the student's, generator's, patches'."""
         of_student = [self._step_student() for _ in range(self._options.student_steps)]
         return torch.stack([torch.stack(of_student).mean(), self._step_generator(), self._step_patcher()])
 
@@ -144,8 +144,8 @@ def student_loss(
 
     Args:
         student: Images to logits ``(B, classes)``.
-        images: ``(B, C, H, W)``, normalized.
-        patched: The same with patches.
+        images: Plain images, ``(B, C, H, W)``, normalized.
+        patched: The same images with patches.
         wanted: The teacher's logits on ``images``.
         lambda_d: Weight of the second term, in which the logits on plain images are constants.
     """
@@ -159,7 +159,7 @@ def l1(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step on the optimizer's parameters, and on those alone; the loss before it."""
+    """Make a step on the optimizer's parameters, and on those alone; return the loss before it."""
     parameters = optimizer.param_groups[0]["params"]
     # loss.backward() would also compute and keep gradients of the other players.
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

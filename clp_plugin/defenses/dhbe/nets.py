@@ -106,8 +106,8 @@ def add_patches(images: Tensor, patches: Tensor, top: int, left: int, std: Tenso
     """Add a patch to each image at one place that they share; nothing is clipped.
 
     Args:
-        images: ``(B, C, H, W)``, normalized.
-        patches: ``(B, C, side, side)``, on the [0, 1] scale of pixels.
+        images: The images, ``(B, C, H, W)``, normalized.
+        patches: One patch an image, ``(B, C, side, side)``, on the [0, 1] scale of pixels.
         top: Row of the patches' first row; the patches must fit in.
         left: Column of the patches' first column; the patches must fit in.
         std: Standard deviation of the normalization, ``(C,)`` on the [0, 1] scale.

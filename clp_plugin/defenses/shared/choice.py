@@ -21,7 +21,7 @@ ORACLE_U = tuple(u / 2 for u in range(20, -1, -1))
 
 @dataclass(frozen=True)
 class Candidate:
-    """One strength of pruning.
+    """One strength of pruning, to be tried.
 
     Attributes:
         value: Value of the parameter that is chosen: a threshold, a ratio, u.
@@ -56,7 +56,7 @@ def choose_by_benign_accuracy(
     behind it is never chosen. If the first already costs too much, nothing is pruned.
 
     Args:
-        model: Unchanged afterwards.
+        model: The attacked model; it is unchanged afterwards.
         candidates: At least one, from the weakest to the strongest pruning.
         held_out: Benign images that took no part in the scores.
         tolerance: Largest drop of accuracy, a fraction in [0, 1].
@@ -92,7 +92,7 @@ def choose_by_test_set(
     """The toolboxes' choice, which no defender can make: its numbers are an oracle's.
 
     Args:
-        model: Unchanged afterwards.
+        model: The attacked model; it is unchanged afterwards.
         candidates: At least one, from the weakest to the strongest pruning.
         judge: Metrics on the test images.
         keep_bias: Silence weights only; see :func:`clp_plugin.masking.apply.apply_mask`.

@@ -51,9 +51,9 @@ def with_norms(
     """The bare network as a function, with these weights and biases in its BatchNorm layers; gradients reach them.
 
     Args:
-        model: Running statistics move if it is in train mode, as always.
-        weights: Layer name to ``(channels,)``.
-        biases: Layer name to ``(channels,)``; layers that are left out keep their own.
+        model: The network; its running statistics move if it is in train mode, as always.
+        weights: Layer name to weights ``(channels,)``.
+        biases: Layer name to biases ``(channels,)``; layers that are left out keep their own.
     """
     network = unwrap(model)
     replaced = {f"{name}.weight": weight for name, weight in weights.items()}
@@ -77,7 +77,8 @@ class ScaledNorms:
     them is a single operation.
 
     Args:
-        network: Taken over: frozen, in train mode from now on, its running statistics move. Give a copy.
+        network: The network, which is taken over: frozen, in train mode from now on, its running statistics move. Give
+            a copy.
         method: Name of the defense, for messages.
 
     Attributes:
@@ -102,7 +103,7 @@ class ScaledNorms:
         """Logits with scaled weights and biases; gradients reach the factors and nothing else.
 
         Args:
-            images: ``(B, C, H, W)``, normalized.
+            images: A batch of images, ``(B, C, H, W)``, normalized.
             of_weights: ``(channels,)`` factors of the weights.
             of_biases: ``(channels,)`` factors of the biases; None leaves them as they are.
 

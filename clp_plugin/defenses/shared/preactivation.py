@@ -87,7 +87,7 @@ def require_finite(name: str, values: Tensor) -> None:
 
     Args:
         name: Name of the layer.
-        values: ``(..., channels)``.
+        values: Values of each channel, ``(..., channels)``.
 
     Raises:
         ScoreError: If there is NaN or Inf; names the layer and the first channel.

@@ -136,7 +136,7 @@ def hold_out(data: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
 def minibatches(
     data: Labeled, batch_size: int, generator: torch.Generator, *, crop_padding: int = 0, flip: bool = False
 ) -> Iterator[Labeled]:
-    """One pass in random order, augmented. A last batch of a single image is left out: BatchNorm cannot train on it."""
+    """Batches of a pass in random order, augmented. A last single image is left out: BatchNorm cannot train on it."""
     order = torch.randperm(len(data), generator=generator)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]

@@ -71,7 +71,7 @@ def diversity(images: Tensor, others: Tensor, made: Tensor, made_of_others: Tens
     """How much less the outputs for two images differ than the images: to be made small.
 
     Args:
-        images: ``(B, C, H, W)``.
+        images: A batch of images, ``(B, C, H, W)``.
         others: Another image for each, same shape and unit.
         made: Outputs for ``images``, ``(B, ...)``.
         made_of_others: Outputs for ``others``.

@@ -180,7 +180,7 @@ def train_mask(network: UShaped, scene: Scene, options: IABOptions) -> None:
 
 
 def _pairs(pixels: Tensor, scene: Scene, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over the images in two independent orders, cropped and flipped as in the victim's training."""
+    """Batches of a pass over the images in two independent orders, cropped and flipped as in the victim's training."""
     recipe, size = scene.recipe, min(scene.recipe.batch_size, len(pixels))
     orders = [torch.randperm(len(pixels), generator=draws) for _ in range(2)]
     for start in range(0, len(pixels) - size + 1, size):
@@ -201,8 +201,8 @@ def mask_loss(network: nn.Module, images: Tensor, others: Tensor, options: IABOp
 
     Args:
         network: The network of the masks.
-        images: ``(B, C, H, W)`` in 0 to 255.
-        others: Another image for each.
+        images: A batch of images, ``(B, C, H, W)`` in 0 to 255.
+        others: Another image for each of them.
         options: Density and weights.
 
     Returns:

@@ -153,10 +153,10 @@ def learn_to_hide(
     Args:
         encoder: The encoder with its initial weights.
         pixels: Images to hide in, ``(N, C, H, W)`` uint8.
-        recipe: The schedule.
+        recipe: The schedule of the training.
         seed: Seed of the decoder's weights, the order of the images and the secrets.
         device: The device to train on.
-        progress: Told how far the training is.
+        progress: Called while training.
 
     Returns:
         The decoder.
@@ -203,7 +203,7 @@ class _Lesson:
         self.read_well_at: int | None = None
 
     def step(self) -> Tensor:
-        """One batch; returns its loss."""
+        """Train on one batch; return its loss."""
         epoch, batch = divmod(self.done, self.steps_a_pass)
         if batch == 0:
             # Numpy seeds (seed, stream, 0) as (seed, stream), which the decoder's weights come from.
