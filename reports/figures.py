@@ -106,7 +106,7 @@ def uclc_tac_figure(
     return figure
 
 
-def sweep_figure(rows: Sequence[Mapping[str, Any]], *, default_u: float | None = 3.0, title: str = "") -> Figure:
+def sweep_figure(rows: Sequence[Mapping[str, Any]], *, default_u: float | None = None, title: str = "") -> Figure:
     """Figure 4 of the CLP paper: accuracy and attack success over the threshold; below, how many channels go.
 
     Args:

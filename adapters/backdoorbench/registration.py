@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_text_atomically
 from clp_plugin.files.reading import read_text
@@ -33,25 +31,24 @@ except ModuleNotFoundError as error:
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], checkout=os.path.dirname(beside)))
 '''
-_COMMON = {
-    "device": "auto",
-    "random_seed": 0,
-    "method": "clp",
-    "u_min": 0,
-    "u_max": 10,
-    "u_num": 21,
-}
-# The u of the toolbox's own config/defense/clp, which is the CLP paper's (5.1.4).
-_U = {"cifar10": 3, "cifar100": 3, "gtsrb": 3, "tiny": 5}
+_CONFIGURATION = f"""{_MARK}
+device: auto
+random_seed: 0
+method: clp
+u: null # the usual one for the record's data set
+u_min: 0
+u_max: 10
+u_num: 21
+"""
+_DATASETS = ("cifar10", "cifar100", "gtsrb", "tiny")
 
 
 def files() -> dict[Path, str]:
     """Path below the checkout to content."""
-    configs = {"config": {"dataset": "cifar10", "u": 3}} | {key: {"dataset": key, "u": u} for key, u in _U.items()}
+    configurations = {"config": "cifar10"} | {dataset: dataset for dataset in _DATASETS}
     folder = Path("config", "defense", NAME)
     return {Path("defense", f"{NAME}.py"): _SCRIPT} | {
-        folder / f"{name}.yaml": f"{_MARK}\n{yaml.safe_dump({**_COMMON, **facts}, sort_keys=False)}"
-        for name, facts in configs.items()
+        folder / f"{name}.yaml": f"{_CONFIGURATION}dataset: {dataset}\n" for name, dataset in configurations.items()
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clp_plugin.bench.run import make_defense
 from clp_plugin.errors import RegistryError
 from clp_plugin.registry import Catalogue, load_catalogue, packaged_registry
 
@@ -51,10 +52,10 @@ def test_what_ships_is_listed_with_its_facts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "u"), [("cifar10", 3), ("CIFAR-10", 3), ("tiny", 5), ("Tiny ImageNet", 5), ("svhn", 3), (None, 3)]
+    ("dataset", "u"), [("cifar10", 3), ("CIFAR-10", 3), ("tiny", 5), ("Tiny ImageNet", 5), ("svhn", 3), ("", 3)]
 )
-def test_threshold_of_clp_follows_the_dataset(dataset: str | None, u: float) -> None:
-    assert load_catalogue().defaults("defenses", "clp", dataset=dataset) == {"u": u}
+def test_threshold_of_clp_follows_the_dataset(dataset: str, u: float) -> None:
+    assert make_defense(load_catalogue(), "clp", dataset, {})[1]["u"] == u
 
 
 def test_every_shipped_object_can_be_imported() -> None:

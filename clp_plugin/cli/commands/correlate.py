@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from clp_plugin.bench.run import make_defense
 from clp_plugin.cli.commands.scan import note_layers
 from clp_plugin.cli.console import emit_json, progress_bar, say
 from clp_plugin.cli.requests import CorrelateRequest, SweepRequest
@@ -28,8 +29,9 @@ _TAC_NORMS = ("l2", "l1")
 
 
 def default_u(record: Record, catalogue: Catalogue) -> float:
-    """The catalogue's u for the record's data set."""
-    return float(catalogue.defaults("defenses", "clp", dataset=record.provenance.dataset)["u"])
+    """The u that CLP would take for the record's data set."""
+    _, options = make_defense(catalogue, "clp", record.provenance.dataset, {})
+    return float(options["u"])
 
 
 def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:

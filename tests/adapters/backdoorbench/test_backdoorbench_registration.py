@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from clp_plugin.adapters.backdoorbench.registration import is_registered, register
+from clp_plugin.bench.run import make_defense
 from clp_plugin.errors import ConfigError
+from clp_plugin.registry import load_catalogue
 
 
 @pytest.fixture
@@ -41,14 +43,15 @@ def test_register_adds_a_script_and_a_yaml_a_data_set_and_remove_takes_them_out(
     assert register(checkout, remove=True) == []
 
 
-def test_the_yaml_files_have_the_toolboxs_own_u(checkout: Path) -> None:
+def test_the_yaml_files_leave_u_to_the_data_set_of_the_record(checkout: Path) -> None:
     register(checkout)
     folder = checkout / "config" / "defense" / "clp_plugin"
     found = {path.stem: yaml.safe_load(path.read_text()) for path in folder.iterdir()}
-    assert {name: facts["u"] for name, facts in found.items()} == {
-        "config": 3, "cifar10": 3, "cifar100": 3, "gtsrb": 3, "tiny": 5,
-    }  # fmt: skip
+    assert found.keys() == {"config", "cifar10", "cifar100", "gtsrb", "tiny"}
+    assert all(facts["u"] is None for facts in found.values())
     assert all(facts["dataset"] == name for name, facts in found.items() if name != "config")
+    usual = {name: make_defense(load_catalogue(), "clp", name, {})[1]["u"] for name in found if name != "config"}
+    assert usual == {"cifar10": 3, "cifar100": 3, "gtsrb": 3, "tiny": 5}  # the toolbox's own config/defense/clp
 
 
 def test_a_file_of_somebody_else_stays(checkout: Path) -> None:
