@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, unknown_name
 
@@ -151,19 +153,16 @@ def compare_methods(
         return []
     runs = runs[has_backdoor(runs)]
     table = runs.pivot_table(index=["sha256", "record"], columns="label", values=metric, sort=False)
-    generator = np.random.default_rng(seed)
     found = []
     for first, second in combinations(map(str, table.columns), 2):
         both = (table[first] - table[second]).dropna().to_numpy(float)
         if len(both) >= 2:
-            found.append(_compared(first, second, both, metric, resamples, generator))
+            found.append(_compared(first, second, both, metric, interval_of_mean(both, resamples=resamples, seed=seed)))
     return found
 
 
-def _compared(
-    first: str, second: str, both: np.ndarray, metric: Metric, resamples: int, generator: np.random.Generator
-) -> Comparison:
-    low, high = _interval(both, resamples, generator)
+def _compared(first: str, second: str, both: np.ndarray, metric: Metric, interval: tuple[float, float]) -> Comparison:
+    low, high = interval
     gain = both if _HIGHER_IS_BETTER[metric] else -both
     better = None
     if low > 0 or high < 0:
@@ -172,18 +171,24 @@ def _compared(
     return Comparison(first, second, len(both), wins, losses, float(both.mean()), float(low), float(high), better)
 
 
-def _interval(values: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean; not a number where there is nothing to resample."""
+def interval_of_mean(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean by the bootstrap; not a number where there is nothing to resample."""
     if not len(values):
         return float("nan"), float("nan")
-    means = values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(_weights(len(values), resamples, seed) @ values, (0.025, 0.975))
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)  # all pairs of methods on the same number of records share their resamples
+def _weights(count: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """Share of each of ``count`` values in each resample, ``(resamples, count)``."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
 def _row(label: str, own: pd.DataFrame, took: pd.Series[bool], spread: Mapping[str, float]) -> dict[str, object]:
     attacked, idle = own[took], own[~took]
-    low, high = _interval(attacked["der"].to_numpy(float), _RESAMPLES, np.random.default_rng(0))
+    low, high = interval_of_mean(attacked["der"].to_numpy(float))
     removed = (attacked["after_asr"] <= REMOVED_ASR) & (
         attacked["before_acc"] - attacked["after_acc"] <= REMOVED_ACC_DROP
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import math
@@ -168,6 +169,7 @@ def read_csv(path: Path, *, raises: type[ClpError], delimiter: str = ",") -> lis
     return [{key: cell for key, cell in row.items() if key is not None and cell is not None} for row in rows]
 
 
+@functools.lru_cache(maxsize=4096)  # a file's numbers are mostly the same few, thousands of times
 def _whole_number(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
         raise ValueError(f"a whole number of {len(digits)} digits is larger than any that is expected")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_json_atomically
 from clp_plugin.files.locks import finished
-from clp_plugin.files.reading import read_json, read_text
+from clp_plugin.files.reading import parse_json, read_text
 from clp_plugin.types import ChoiceProtocol, Mask, Metrics, Provenance, defense_effectiveness
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -230,7 +230,36 @@ def load_outcome(path: Path) -> Outcome:
     Raises:
         ConfigError: If the file is missing, no JSON, of another schema version, or lacks something.
     """
-    content = read_json(path, raises=ConfigError)
+    return _parsed(read_text(path, raises=ConfigError), path)
+
+
+def load_outcomes(folder: Path) -> list[Outcome]:
+    """All outcomes anywhere below a folder, in the order of their paths.
+
+    Other JSON files are passed over, and whatever is hidden: that is not finished.
+
+    Raises:
+        ConfigError: If there is no such folder, or an outcome in it cannot be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}; expected one that holds outcomes (*.json)")
+    texts = ((_text(path), path) for path in sorted(finished(folder, ".json")))  # each file is read once
+    return [_parsed(text, path) for text, path in texts if '"schema_version"' in text and '"protocol"' in text]
+
+
+def _text(path: Path) -> str:
+    """Empty if it cannot be read: of somebody else's files below the folder that is nobody's fault."""
+    try:
+        return read_text(path, raises=ConfigError)
+    except ConfigError:
+        return ""
+
+
+def _parsed(text: str, path: Path) -> Outcome:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}; copy it again") from error
     if not isinstance(content, dict) or "schema_version" not in content:
         raise ConfigError(f"{path} is not an outcome: expected a JSON object with schema_version {SCHEMA_VERSION}")
     if content["schema_version"] != SCHEMA_VERSION:
@@ -244,24 +273,3 @@ def load_outcome(path: Path) -> Outcome:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise ConfigError(f"{path} is not an outcome: {where}: {first['msg']}") from error
-
-
-def load_outcomes(folder: Path) -> list[Outcome]:
-    """All outcomes anywhere below a folder, in the order of their paths.
-
-    Other JSON files are passed over, and whatever is hidden: that is not finished.
-
-    Raises:
-        ConfigError: If there is no such folder, or an outcome in it cannot be read.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}; expected one that holds outcomes (*.json)")
-    return [load_outcome(path) for path in sorted(finished(folder, ".json")) if _looks_like_an_outcome(path)]
-
-
-def _looks_like_an_outcome(path: Path) -> bool:
-    try:
-        text = read_text(path, raises=ConfigError)
-    except ConfigError:
-        return False
-    return '"schema_version"' in text and '"protocol"' in text

@@ -99,7 +99,7 @@ def _outcomes(folders: Sequence[Path]) -> list[Outcome]:
     """The outcomes of defenses below some folders, each once."""
     for folder in folders:
         clear_dead(folder)
-    found = {str(outcome): outcome for folder in folders for outcome in load_outcomes(folder)}
+    found = {outcome.model_dump_json(): outcome for folder in folders for outcome in load_outcomes(folder)}
     if not found:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: expected outcomes below, found none; run `bench defend` on some records first"
