@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 # Controls, formats (which can turn the direction of writing), surrogates, private use, and separators of lines and paragraphs.
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def printable(text: object, *, limit: int = 1000) -> str:
@@ -25,12 +25,12 @@ def printable(text: object, *, limit: int = 1000) -> str:
     whole = str(text)
     if len(whole) > 4 * limit:  # escapes only make it longer
         whole = _without_middle(whole, 4 * limit)
-    shown = "".join(_escaped(character) if _is_unseen(character) else character for character in whole)
+    shown = "".join(_escaped(character) if _is_invisible(character) else character for character in whole)
     return _without_middle(shown, limit)
 
 
-def _is_unseen(character: str) -> bool:
-    return not (" " <= character <= "~") and unicodedata.category(character) in _UNSEEN
+def _is_invisible(character: str) -> bool:
+    return not (" " <= character <= "~") and unicodedata.category(character) in _INVISIBLE_CATEGORIES
 
 
 def _escaped(character: str) -> str:

@@ -30,7 +30,7 @@ NormKind = Literal["reshaped", "exact"]
 BudgetKind = Literal["none", "benign", "poisoned"]  # what a defense may see beside the model
 ChoiceProtocol = Literal["defender", "oracle"]  # an oracle chooses parameters by the test set
 Progress = Callable[[int, int], None]  # called with the steps done and the steps in all
-_MOST_CHANNELS = 1 << 20  # of a layer; a stored mask may not make more memory than it holds
+_MAX_CHANNELS = 1 << 20  # of a layer; a stored mask may not make more memory than it holds
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -138,7 +138,7 @@ class Mask:
         pruned: dict[str, Bools] = {}
         for name, entry in data.items():
             try:
-                if not 0 <= entry["channels"] <= _MOST_CHANNELS:
+                if not 0 <= entry["channels"] <= _MAX_CHANNELS:
                     raise ValueError("no layer is as wide")
                 vector = np.zeros(int(entry["channels"]), dtype=bool)
                 if any(type(index) is not int or index < 0 for index in entry["pruned"]):  # numpy would round or wrap

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from clp_plugin.errors import ConfigError
 
 from ._style import SMALL, new_figure
-from .ranking import REMOVED_ACC_DROP, REMOVED_ASR, TOOK, has_backdoor
+from .ranking import BACKDOOR_MARGIN, REMOVED_ACC_DROP, REMOVED_ASR, has_backdoor
 from .tables import markdown_text, method_labels
 
 _REMOVED_TITLE = (
-    f"Of the records on which the attack took (ASR at least {100 * TOOK:g} points above base), those on which ASR falls to "
-    f"{100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy; and means over those on which "
-    "it took"
+    f"Of the records on which the attack took (ASR at least {100 * BACKDOOR_MARGIN:g} points above base), those on which "
+    f"ASR falls to {100 * REMOVED_ASR:g} % or less for at most {100 * REMOVED_ACC_DROP:g} points of accuracy; and "
+    "means over those on which it took"
 )
 _NUMBERS = ("before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds")
 _SHOWN = (("after_acc", "ACC after repair, %"), ("after_asr", "ASR after repair, %"), ("der", "DER, %"))
@@ -38,7 +38,7 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     Raises:
         ConfigError: If no outcome has metrics.
     """
-    done = _done(frame)
+    done = _with_metrics(frame)
     seeds = sorted(done["seed"].dropna().unique().tolist())
     over = ", ".join(str(seed) for seed in seeds)
     head = (
@@ -46,9 +46,9 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
         "triggered images it already classifies as the attacker wants: an ASR near it is not the trigger's doing."
     )
     parts = [f"{head}\n\n{_table(_pairs(done))}"]
-    took = done[has_backdoor(done)]
-    if len(took):
-        parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(took), first='method')}")
+    backdoored = done[has_backdoor(done)]
+    if len(backdoored):
+        parts.append(f"\n{_REMOVED_TITLE}:\n\n{_table(_summary(backdoored), first='method')}")
     spread = _grid(done, "after_asr", "max") - _grid(done, "after_asr", "min")
     ranges = [("Range of ASR over seeds, percentage points", 100 * spread, 0)] if len(seeds) > 1 else []
     for title, grid, digits in (
@@ -71,10 +71,10 @@ def matrix_markdown(frame: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _summary(took: pd.DataFrame) -> pd.DataFrame:
+def _summary(backdoored: pd.DataFrame) -> pd.DataFrame:
     """A row a method: on how many records it removed the backdoor at little cost, and its means over all of them."""
-    cheap = took["before_acc"] - took["after_acc"] <= REMOVED_ACC_DROP
-    marked = took.assign(removed=cheap & (took["after_asr"] <= REMOVED_ASR))
+    cheap = backdoored["before_acc"] - backdoored["after_acc"] <= REMOVED_ACC_DROP
+    marked = backdoored.assign(removed=cheap & (backdoored["after_asr"] <= REMOVED_ASR))
     by_method = marked.groupby("label", sort=False)
     return pd.DataFrame(
         {
@@ -96,18 +96,18 @@ def matrix_figure(frame: pd.DataFrame) -> Figure:
     Raises:
         ConfigError: If no outcome has metrics.
     """
-    done = _done(frame)
+    done = _with_metrics(frame)
     rows, columns = done["attacked"].nunique(), done["label"].nunique()
     figure = new_figure(max(3 * (0.55 * columns + 1.2), 9), 0.34 * rows + 1.4)
     for place, (key, title) in enumerate(_SHOWN, start=1):
         grid = _grid(done, key)
         if key != "der":
             grid.insert(0, "before", _before(done, key.removeprefix("after_")))
-        _heat(figure.add_subplot(1, len(_SHOWN), place), 100 * grid, title, bad_is_high=key == "after_asr")
+        _heatmap(figure.add_subplot(1, len(_SHOWN), place), 100 * grid, title, bad_is_high=key == "after_asr")
     return figure
 
 
-def _heat(axes: Axes, grid: pd.DataFrame, title: str, *, bad_is_high: bool) -> None:
+def _heatmap(axes: Axes, grid: pd.DataFrame, title: str, *, bad_is_high: bool) -> None:
     values = grid.to_numpy(float)
     axes.imshow(values, cmap="RdYlBu_r" if bad_is_high else "RdYlBu", vmin=0, vmax=100, aspect="auto", alpha=0.75)
     for (row, column), value in np.ndenumerate(values):
@@ -118,7 +118,7 @@ def _heat(axes: Axes, grid: pd.DataFrame, title: str, *, bad_is_high: bool) -> N
     axes.set_title(title, fontsize=8, loc="left")
 
 
-def _done(frame: pd.DataFrame) -> pd.DataFrame:
+def _with_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     if not len(done):
         raise ConfigError("a matrix needs at least one outcome with metrics, found none")

@@ -17,7 +17,7 @@ from clp_plugin.types import Ints, TargetRule
 FILE = "attack_result.pt"
 INFO = "info.pickle"
 _KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
-_MOST = 100_000  # classes or pixels a side; more would take memory that no file here warrants
+_MAX_COUNT = 100_000  # classes or pixels a side; more would take memory that no file here warrants
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,6 @@ def read_count(value: Any, path: Path, key: str) -> int:
     Raises:
         RecordError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MOST:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MAX_COUNT:
         raise RecordError(f"{path}: {key}: expected a positive whole number, found {value!r}")
     return int(value)

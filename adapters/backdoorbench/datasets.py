@@ -23,7 +23,7 @@ from .toolbox_facts import ROOT_VARIABLE
 
 Split = Literal["train", "test"]
 _GTSRB_CLASSES = 43
-_ANY = -1  # number of images
+_ANY_COUNT = -1  # number of images
 _LARGEST_MNIST = 64 << 20
 
 
@@ -150,14 +150,14 @@ def _cifar(facts: DatasetFacts, folder: Path, files: tuple[str, ...], labels: st
 
 def _mnist(facts: DatasetFacts, root: Path, split: Split) -> ArrayImages:
     part = {"train": "train", "test": "t10k"}[split]
-    pixels = _idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", (_ANY, 28, 28))
-    labels = _idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", (_ANY,))
+    pixels = _read_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", (_ANY_COUNT, 28, 28))
+    labels = _read_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", (_ANY_COUNT,))
     if len(labels) and labels.max() >= facts.num_classes:
         raise RecordError(f"{root}: MNIST has labels up to {labels.max()}, expected 0 to {facts.num_classes - 1}")
     return ArrayImages(pixels[:, None], labels.astype(np.int64), facts.mean, facts.std)
 
 
-def _idx(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _read_idx(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Bytes with a header: two zeros, 8 for bytes, the number of dimensions, then each of them, big-endian."""
     content = read_bytes(file, raises=RecordError, limit=_LARGEST_MNIST)
     start = 4 + 4 * len(shape)

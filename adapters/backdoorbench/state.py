@@ -25,10 +25,10 @@ _PACKAGES = {
     "pywt": "PyWavelets", "umap": "umap-learn", "pytorch_grad_cam": "grad-cam",
 }  # fmt: skip
 # Scripts that start, and fail later for reasons of their own.
-_LATER = {
+_KNOWN_FAILURES = {
     "trojannn": "needs a network that its authors trained, which the checkout does not hold",
 }
-_PATIENCE = 600  # seconds for all imports
+_TIME_LIMIT = 600  # seconds for all imports
 
 
 def check(checkout: Checkout) -> CheckoutState:
@@ -50,11 +50,11 @@ def _try(root: Path, scripts: list[str]) -> dict[str, str | None]:
         command = [sys.executable, "-m", toolbox_facts.LAUNCHER, "check", *scripts]
         try:
             done = subprocess.run(
-                command, cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=_PATIENCE
+                command, cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=_TIME_LIMIT
             )
         except subprocess.TimeoutExpired as error:
             raise ConfigError(
-                f"{root}: importing its scripts took more than {_PATIENCE} s; try one by itself"
+                f"{root}: importing its scripts took more than {_TIME_LIMIT} s; try one by itself"
             ) from error
     last = (done.stdout.strip().splitlines() or [""])[-1]
     try:
@@ -67,7 +67,7 @@ def _try(root: Path, scripts: list[str]) -> dict[str, str | None]:
 
 def _state(kind: str, name: str, error: str | None) -> ScriptState:
     if error is None:
-        return ScriptState(kind, name, _LATER.get(name, "") if kind == "attack" else "")
+        return ScriptState(kind, name, _KNOWN_FAILURES.get(name, "") if kind == "attack" else "")
     module = _MISSING.search(error)
     top = module[1].partition(".")[0] if module else ""
     return ScriptState(kind, name, error, _PACKAGES.get(top, top))

@@ -25,7 +25,7 @@ _SETTINGS = {
     "poison_rate": "poison_rate", "fixed_trigger": "trigger_after_augmentation",
 }  # fmt: skip
 _TRAINING = ("epochs", "batch_size", "lr", "weight_decay")
-_WORDS = (*_SETTINGS, *_TRAINING, "preset", "recipe", "data", "width", "target")
+_KNOWN_OPTIONS = (*_SETTINGS, *_TRAINING, "preset", "recipe", "data", "width", "target")
 
 
 class BuiltinBench(BuiltinAdapter, RunsAttacks, ChecksAttacks):
@@ -34,8 +34,8 @@ class BuiltinBench(BuiltinAdapter, RunsAttacks, ChecksAttacks):
     def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
         """Put all that was given below ``settings``: an attack has options of its own by the same names."""
         for name in given:
-            if name not in _WORDS:
-                raise ConfigError(f"builtin: {unknown_name('setting of an attack', name, _WORDS)}")
+            if name not in _KNOWN_OPTIONS:
+                raise ConfigError(f"builtin: {unknown_name('setting of an attack', name, _KNOWN_OPTIONS)}")
         return {"settings": dict(given)}
 
     def check_attack(self, name: str, method: str, request: RunRequest) -> None:
@@ -66,9 +66,9 @@ class BuiltinBench(BuiltinAdapter, RunsAttacks, ChecksAttacks):
             attack_type=cast("type[Attack] | None", attack_type),
             reuse=request.reuse,
         ):
-            took = f"after {time.perf_counter() - start:.0f} s"
+            duration = f"after {time.perf_counter() - start:.0f} s"
             request.report(
-                f"using the attacked model in {out}" if there else f"stored the attacked model in {out} {took}"
+                f"using the attacked model in {out}" if there else f"stored the attacked model in {out} {duration}"
             )
             yield out
 

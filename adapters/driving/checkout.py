@@ -13,7 +13,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import staged_folder
 
 # Hooks and file monitors of a stranger's checkout are programs; git would start them.
-_RUNNING_NOTHING = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
+_WITHOUT_HOOKS = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def install(facts: CheckoutFacts, destination: Path, *, source: str | None = Non
     kept = ["/*", *(f"!{folder}" for folder in facts.left_out)]
     with staged_folder(destination) as place:
         clone = ["clone", "--quiet", "--no-checkout", origin, str(place)]
-        _must(clone, f"cannot clone {origin}; without a network give --source FOLDER of a clone")
-        _must(["-C", str(place), "sparse-checkout", "set", "--no-cone", *kept], "cannot prepare the checkout")
+        _git_or_error(clone, f"cannot clone {origin}; without a network give --source FOLDER of a clone")
+        _git_or_error(["-C", str(place), "sparse-checkout", "set", "--no-cone", *kept], "cannot prepare the checkout")
         wanted = ref or facts.tested
-        _must(
+        _git_or_error(
             ["-C", str(place), "checkout", "--quiet", "--detach", wanted],
             f"cannot check out {wanted}; give another --ref",
         )
@@ -154,7 +154,7 @@ def install(facts: CheckoutFacts, destination: Path, *, source: str | None = Non
     return destination
 
 
-def _must(arguments: list[str], problem: str) -> None:
+def _git_or_error(arguments: list[str], problem: str) -> None:
     done = _git(arguments)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -166,7 +166,7 @@ def _git(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[
         raise ConfigError("git is not installed, and is needed to clone or to identify a toolbox; install git")
     # Never wait for a password: a source that asks for one is a mistake.
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **variables}
-    command = ["git", *_RUNNING_NOTHING, *arguments]
+    command = ["git", *_WITHOUT_HOOKS, *arguments]
     return subprocess.run(
         command,
         capture_output=True,

@@ -20,8 +20,8 @@ from clp_plugin.errors import ToolboxError
 from .lifeline import VARIABLE, lifeline
 
 _EXCEPTION = re.compile(r"^(?:[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*|[\w./-]+: error: .*)$")
-_REMEMBERED = 200  # last lines among which the reason of a crash is looked for
-_GRACE = 5.0  # seconds between asking a process to stop and stopping it
+_LAST_LINES = 200  # last lines among which the reason of a crash is looked for
+_SECONDS_TO_STOP = 5.0  # seconds between asking a process to stop and stopping it
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_script(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    last: deque[str] = deque(maxlen=_REMEMBERED)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
     with (
         log.open("w", encoding="utf-8") as file,
         _child(script.command(), place) as child,
@@ -136,7 +136,7 @@ def _limit(child: subprocess.Popen[str], seconds: float | None) -> Iterator[thre
 
 def _stop(child: subprocess.Popen[str]) -> None:
     """The group and not only the child: what it started may outlive it, and would hold its output open."""
-    for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
+    for number, patience in ((signal.SIGTERM, _SECONDS_TO_STOP), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of ended processes is no one's
             os.killpg(child.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -69,7 +69,8 @@ def list_tree(path: Path) -> ImageTree:
         found = subfolders(present[0])
         raise RecordError(
             f"{present[0]}: expected the same {len(classes)} class folders as in train/; "
-            f"missing: {_few(sorted(set(classes) - set(found)))}; unknown: {_few(sorted(set(found) - set(classes)))}"
+            f"missing: {_shortened(sorted(set(classes) - set(found)))}; "
+            f"unknown: {_shortened(sorted(set(found) - set(classes)))}"
         )
     return ImageTree(list_classes(path / "train", classes), list_classes(fitting[0], classes), tuple(classes))
 
@@ -143,9 +144,9 @@ def listing(path: Path) -> str:
         return "no such folder"
     if not path.is_dir():
         return "a file, not a folder"
-    return _few(sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir()))
+    return _shortened(sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir()))
 
 
-def _few(names: list[str], limit: int = 8) -> str:
+def _shortened(names: list[str], limit: int = 8) -> str:
     shown = ", ".join(names[:limit]) or "nothing"
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -115,7 +115,7 @@ def make_record(request: PartsRequest, out: Path, *, force: bool = False) -> Loa
     description = _describe(request, kind, images, network, shape)
     if description.network.code is not None:
         remember_own_code(description.network.code.sha256, description.network.code.below(out))
-    if _stands(out, description, force=force):
+    if _is_made_already(out, description, force=force):
         return network
     with staged_folder(out) as place:
         write_description(place, copied(place, description, images) if request.copy else description)
@@ -239,7 +239,7 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
-def _stands(out: Path, description: Description, *, force: bool) -> bool:
+def _is_made_already(out: Path, description: Description, *, force: bool) -> bool:
     """Whether the same record stands there already.
 
     Raises:

@@ -16,7 +16,7 @@ from clp_plugin.defenses.shared.training import Labeled, finite
 from clp_plugin.images import augment
 from clp_plugin.types import Progress
 
-_STRETCHES = 10
+_LOGGED_INTERVALS = 10
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ANP(MaskLearning):
             seen.append(losses)
             if progress is not None:
                 progress(done, self.iterations)
-        stretches = torch.stack(seen).cpu().tensor_split(min(_STRETCHES, self.iterations))
+        stretches = torch.stack(seen).cpu().tensor_split(min(_LOGGED_INTERVALS, self.iterations))
         plain, disturbed = torch.stack([stretch.mean(0) for stretch in stretches]).unbind(1)
         return scaled.by_layer(mask.detach()), {"losses": plain.tolist(), "disturbed_losses": disturbed.tolist()}
 

@@ -133,10 +133,8 @@ def last_layer(view: FusedView) -> LinearLayer:
         ConfigError: If there is none.
     """
     graph = view.graphs[0]
-    carrying = _carrying(graph)
-    layers = [
-        layer for layer in view.layers if layer.kind != "head" and layer.name in carrying and not layer.unprunable
-    ]
+    ungated = _modules_without_gates(graph)
+    layers = [layer for layer in view.layers if layer.kind != "head" and layer.name in ungated and not layer.unprunable]
     if not layers:
         raise ConfigError("fp prunes the last convolution, and this network has none besides its classifier; use ft")
     depths = _depths(graph)
@@ -153,7 +151,7 @@ def _depths(graph: ChannelGraph) -> dict[str, int]:
     return depths
 
 
-def _carrying(graph: ChannelGraph) -> set[str]:
+def _modules_without_gates(graph: ChannelGraph) -> set[str]:
     """Modules from which something leads to the logits that is no factor made by a sigmoid."""
     todo, seen = list(graph.outputs), set(graph.outputs)
     while todo:

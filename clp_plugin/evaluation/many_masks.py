@@ -54,15 +54,15 @@ def evaluate_masks(
         if progress is not None:
             progress(done, total)
 
-    walk = _Walk(network, masks, device, batch_size, tick)
-    clean, clean_losses = walk.over(record.clean, record.clean.labels)
-    found, losses = walk.over(triggered, record.target.wanted(triggered.labels))
+    evaluation = _OrderedEvaluation(network, masks, device, batch_size, tick)
+    clean, clean_losses = evaluation.over(record.clean, record.clean.labels)
+    found, losses = evaluation.over(triggered, record.target.wanted(triggered.labels))
     return [
         Judgement(metrics_of(record, clean[i], found[i]), clean_losses[i], losses[i]) for i in range(len(masks))
     ]  # fmt: skip
 
 
-class _Walk:
+class _OrderedEvaluation:
     """An order of trying the masks, repeated for every batch."""
 
     def __init__(
@@ -110,7 +110,7 @@ class _Walk:
         self.replay.new_batch(0)
         self.replay.run(self.network, batch[:1], 0)
         calls = list(self.replay.calls)
-        self.order = sorted(range(len(self.masks)), key=lambda index: _spelled(self.masks[index], calls))
+        self.order = sorted(range(len(self.masks)), key=lambda index: _sort_key(self.masks[index], calls))
         self.wanted = max(
             (shared_prefix(calls, self._differing(a, b)) for a, b in itertools.pairwise(self.order)), default=0
         )
@@ -122,5 +122,5 @@ class _Walk:
         return layers.union(*(self.sharing.get(name, set()) for name in layers))
 
 
-def _spelled(mask: Mask, calls: Sequence[str]) -> list[bytes]:
+def _sort_key(mask: Mask, calls: Sequence[str]) -> list[bytes]:
     return [mask.pruned[name].tobytes() if name in mask.pruned and mask.pruned[name].any() else b"" for name in calls]

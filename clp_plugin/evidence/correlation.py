@@ -17,7 +17,7 @@ from clp_plugin.types import Floats, LayerKind, Scores
 
 _MIN_CHANNELS = 3
 _CONSTANT = 1e-12  # relative spread below which values count as equal
-_AT_ONCE = 1_000_000  # resampled values held at a time: wide networks pool tens of thousands of channels
+_MAX_RESAMPLED_VALUES = 1_000_000  # resampled values held at a time: wide networks pool tens of thousands of channels
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _correlation(name: str, x: Floats, y: Floats, bootstrap: int, rng: np.random
 
 def _resampled(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator) -> Floats:
     """Pearson and Spearman of each resample, ``(2, bootstrap)``."""
-    at_once = max(1, _AT_ONCE // len(x))
+    at_once = max(1, _MAX_RESAMPLED_VALUES // len(x))
     parts = []
     for start in range(0, bootstrap, at_once):
         picks = rng.integers(len(x), size=(min(at_once, bootstrap - start), len(x)))

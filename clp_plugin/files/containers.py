@@ -17,7 +17,7 @@ from clp_plugin.errors import CheckpointError
 # Where the trained network lies, by habit; the first of these is taken before all others.
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "netC", "classifier", "weights")
 _DEPTH = 4
-_MOST_ENTRIES = 64  # of a list; longer ones hold data
+_MAX_ENTRIES = 64  # of a list; longer ones hold data
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def _parts(held: object, path: tuple[str | int, ...]) -> Iterator[Part]:
         below = [part for key, value in held.items() for part in _below(value, (*path, key))]
         flat = [key for key, value in held.items() if isinstance(value, Tensor) and value.ndim > 1]
         yield from below or ([Part(path, held)] if flat else [])
-    elif isinstance(held, (list, tuple)) and len(held) <= _MOST_ENTRIES:
+    elif isinstance(held, (list, tuple)) and len(held) <= _MAX_ENTRIES:
         for place, value in enumerate(held):
             yield from _below(value, (*path, place))
 

@@ -20,7 +20,7 @@ _MAGIC = (
     (b"Rar!\x1a\x07", "a RAR archive: unpack it first"),
 )  # fmt: skip
 _ZIP = b"PK\x03\x04"
-_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+_HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 # An ONNX file is a protobuf message: ir_version, then the producer's name, or the graph or the operator sets at once.
 _ONNX_VERSIONS = range(1, 32)
 _ONNX_NEXT = b"\x12\x1a\x22\x3a\x42"
@@ -36,7 +36,7 @@ def foreign_format(file: IO[bytes]) -> str | None:
     for magic, what in _MAGIC:
         if head.startswith(magic):
             return what
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML_STARTS):
         return "an HTML page, not a checkpoint: the download went to a login or error page; download the file again"
     if head[:1] == b"\x08" and len(head) > 2 and head[1] in _ONNX_VERSIONS and head[2] in _ONNX_NEXT:
         return "an ONNX model: the layers are gone from it; use the PyTorch checkpoint that it was exported from"

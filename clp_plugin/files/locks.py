@@ -21,7 +21,7 @@ from clp_plugin.files import places
 NEW, OLD, _LOCK = ".clp-new", ".clp-old", ".clp-lock"
 _UNFINISHED = re.compile(rf"\.(.+)(?:{'|'.join(map(re.escape, (NEW, OLD, _LOCK)))})", re.DOTALL)
 _WHOLE = "folder"  # stands for all that is in the folder
-_PATIENCE = 1.0  # seconds: a run that only looks for leftovers holds a lock for a moment
+_LOCK_TIMEOUT = 1.0  # seconds: a run that only looks for leftovers holds a lock for a moment
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +65,7 @@ def _queued(place: Path, *, told: Path, wait: bool) -> Iterator[None]:
                 parent.mkdir(exist_ok=True)
                 held.callback(_remove_empty, parent)
             try:
-                held.enter_context(_hold(place, _PATIENCE))
+                held.enter_context(_hold(place, _LOCK_TIMEOUT))
             except TimeoutError:
                 if not wait:
                     raise ConfigError(

@@ -16,9 +16,9 @@ from typing import IO, NoReturn
 
 import numpy as np
 
-_MOST_STEPS = 2_000_000  # opcodes and copied items: about two seconds, half a gigabyte at worst
-_MOST_BITS = 128  # of a whole number; random generators have states of this size
-_DEEPEST = 100
+_MAX_STEPS = 2_000_000  # opcodes and copied items: about two seconds, half a gigabyte at worst
+_MAX_BITS = 128  # of a whole number; random generators have states of this size
+_MAX_DEPTH = 100
 _TYPES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
 
 
@@ -74,7 +74,7 @@ def load_plain(
         NotPlainError: If it holds arrays of other things than numbers, or containers too deep or within themselves.
         ValueError: If it is damaged, or costs more than its size warrants.
     """
-    machine = _Machine({**_PLAIN, **globals_}, storage)
+    machine = _StackMachine({**_PLAIN, **globals_}, storage)
     try:
         machine.run(stream)
         value = machine.stack.pop()
@@ -90,7 +90,7 @@ def load_plain(
     return value
 
 
-class _Machine:
+class _StackMachine:
     """The stack machine that pickles are programs of."""
 
     def __init__(self, known: Mapping[str, object], storage: Callable[[object], object] | None) -> None:
@@ -106,10 +106,10 @@ class _Machine:
         start = stream.tell()
         for opcode, argument, position in pickletools.genops(stream):
             self.steps += 1
-            if self.steps > _MOST_STEPS or self.copied > _MOST_STEPS + 4 * ((position or 0) - start):
+            if self.steps > _MAX_STEPS or self.copied > _MAX_STEPS + 4 * ((position or 0) - start):
                 raise ValueError("the pickle takes too many steps for plain data")
             if opcode.name in _LITERALS:
-                if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+                if isinstance(argument, int) and argument.bit_length() > _MAX_BITS:
                     raise ValueError(f"holds a whole number of {argument.bit_length()} bits")
                 self.push(argument)
             elif opcode.name in _STEPS:
@@ -253,14 +253,14 @@ def _measure(value: object, known: dict[int, tuple[int, int]], *, depth: int) ->
         return 0, 1
     if not value:
         return 1, 1
-    if depth > _DEEPEST:
-        _refuse(f"containers nested deeper than {_DEEPEST}, or in themselves")
+    if depth > _MAX_DEPTH:
+        _refuse(f"containers nested deeper than {_MAX_DEPTH}, or in themselves")
     if id(value) not in known:
         parts = [*value, *value.values()] if isinstance(value, dict) else value
         sizes = [_measure(part, known, depth=depth + 1) for part in parts]
         known[id(value)] = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
     height, items = known[id(value)]
-    if height + depth > _DEEPEST or items > 2 * _MOST_STEPS:
+    if height + depth > _MAX_DEPTH or items > 2 * _MAX_STEPS:
         _refuse("containers that refer to each other without measure")
     return height, items
 
@@ -352,7 +352,7 @@ _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
-_Step = Callable[[_Machine, object], object]
+_Step = Callable[[_StackMachine, object], object]
 _STEPS: Mapping[str, _Step] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
     "NONE": lambda m, a: m.push(None),

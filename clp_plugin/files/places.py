@@ -20,7 +20,7 @@ _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
 )
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
 
 
@@ -125,7 +125,7 @@ def cannot_write(path: Path, error: OSError | ValueError) -> ConfigError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if number == errno.ENAMETOOLONG:
         remedy = "choose a shorter name"
-    elif number in _NO_ROOM:
+    elif number in _DISK_FULL:
         remedy = "make room there or choose another place"
     else:
         remedy = "choose another place or make it writable"

@@ -18,7 +18,7 @@ from clp_plugin.errors import ClpError
 
 LARGEST_TEXT = 16 << 20
 _LARGEST_YAML = 256 << 10  # its parser reads about a tenth of a megabyte a second
-_MOST_YAML_NODES = 100_000
+_MAX_YAML_NODES = 100_000
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -217,6 +217,6 @@ def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         children = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
         known[id(node)] = 1 + sum(_count_nodes(child, known) for child in children)
-    if known[id(node)] > _MOST_YAML_NODES:
+    if known[id(node)] > _MAX_YAML_NODES:
         raise ValueError("its aliases make too much of it, or refer to themselves")
     return known[id(node)]

@@ -25,11 +25,11 @@ def heads_of(graph: ChannelGraph) -> set[str]:
             node = graph.nodes[index]
             if node.module:
                 heads.add(node.module)
-            todo += _carried_from(graph, node)
+            todo += _inputs_passed_on(graph, node)
     return heads
 
 
-def _carried_from(graph: ChannelGraph, node: Node) -> list[Ints]:
+def _inputs_passed_on(graph: ChannelGraph, node: Node) -> list[Ints]:
     """Channels that a node carries on, one by one."""
     if node.op == "batchnorm" or node.channelwise:
         return [ids for ids in node.inputs if len(ids) == node.channels]

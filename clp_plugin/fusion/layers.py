@@ -21,7 +21,7 @@ from clp_plugin.networks.wrappers import unwrap
 from clp_plugin.types import Ints, LayerKind, Pairing
 
 _HEAD = "classifier head: listed, not pruned"
-_LONE = "no BatchNorm before the next non-linearity or sum"
+_UNNORMED = "no BatchNorm before the next non-linearity or sum"
 
 
 def fuse(model: nn.Module, input_shape: Sequence[int], *, pairing: Pairing = "dataflow") -> FusedView:
@@ -90,18 +90,18 @@ def _layers(graph: ChannelGraph) -> list[LinearLayer]:
         if name in norms and name in heads:
             layers.append(replace(norms[name], kind="head", why=f"{_HEAD}; {norms[name].why}"))
         elif name in heads and name not in fused_convs:
-            layers.append(_lone_layer(name, nodes[0], "head", _HEAD))
+            layers.append(_unnormed_layer(name, nodes[0], "head", _HEAD))
         elif name in left_out:
             continue
         elif name in norms:
             layers.append(norms[name])
         elif nodes[0].op == "conv" and name not in fused_convs:
             bias = "a LayerNorm behind it puts out its bias for a silent channel" if name in biased else ""
-            layers.append(replace(_lone_layer(name, nodes[0], "conv", _LONE), unprunable=bias))
+            layers.append(replace(_unnormed_layer(name, nodes[0], "conv", _UNNORMED), unprunable=bias))
     return layers
 
 
-def _lone_layer(name: str, node: Node, kind: LayerKind, why: str) -> LinearLayer:
+def _unnormed_layer(name: str, node: Node, kind: LayerKind, why: str) -> LinearLayer:
     k = node.channels
     return LinearLayer(name, kind, (name,), None, k, np.zeros(k, np.int64), np.arange(k, dtype=np.int64), why)
 

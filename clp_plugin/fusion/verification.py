@@ -201,7 +201,7 @@ def _neutralize(norm: Any) -> None:
         norm.bias.data.zero_()
 
 
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
+class _StopForward(Exception):  # noqa: N818 - control flow, not an error
     pass
 
 
@@ -255,8 +255,8 @@ def _norm_input(model: nn.Module, norm: nn.Module, image: Tensor) -> Tensor:
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         found.append(args[0].clone())
-        raise _Reached
+        raise _StopForward
 
-    with contextlib.suppress(_Reached), hooked([norm.register_forward_pre_hook(hook)]):
+    with contextlib.suppress(_StopForward), hooked([norm.register_forward_pre_hook(hook)]):
         model(image)
     return found[0]

@@ -41,7 +41,7 @@ def still_heard(modules: Mapping[str, nn.Module], name: str, channels: Bools, *,
     stored = next(iter((*used.parameters(), *used.buffers())))
     with torch.no_grad():
         output: Tensor = used(_random_images(smallest_input(used)).to(stored.device, stored.dtype))
-    return _sound(output, channels, keep_bias=keep_bias)
+    return _why_not_silent(output, channels, keep_bias=keep_bias)
 
 
 def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *, keep_bias: bool) -> None:
@@ -65,7 +65,7 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
 
     def listen(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hear(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if reason := _sound(output, pruned[name], keep_bias=keep_bias):
+            if reason := _why_not_silent(output, pruned[name], keep_bias=keep_bias):
                 reasons.setdefault(name, reason)
 
         return hear
@@ -79,15 +79,15 @@ def require_silence(model: nn.Module, mask: Mask, input_shape: Sequence[int], *,
             raise MaskError(f"layer {name!r} cannot be silenced: {reason}")
 
 
-def _sound(output: Tensor, channels: Bools, *, keep_bias: bool) -> str:
+def _why_not_silent(output: Tensor, channels: Bools, *, keep_bias: bool) -> str:
     """Say what pruned channels put out that they should not, or ""."""
     maps = output.transpose(0, 1).flatten(1)[torch.from_numpy(channels).to(output.device)]
     expected = maps[:, :1] if keep_bias else torch.zeros_like(maps)
     if bool((maps == expected).all()):
         return ""
-    loudest = float(maps.abs().max())
+    largest = float(maps.abs().max())
     return (
-        f"a pruned channel puts out {loudest:.3g} on random inputs, as the module is no plain convolution or BatchNorm"
+        f"a pruned channel puts out {largest:.3g} on random inputs, as the module is no plain convolution or BatchNorm"
     )
 
 

@@ -114,8 +114,8 @@ def alignments(wanted: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterato
         weights: Stored key to tensor.
     """
     yield Alignment({key: key for key in wanted if key in weights})
-    inner = _by(bare, wanted)
-    stored = _by(lambda key: _modern(bare(key)), weights)
+    inner = _unambiguous(bare, wanted)
+    stored = _unambiguous(lambda key: _modern(bare(key)), weights)
     anchor = next((key for key in inner if key.endswith("weight")), next(iter(inner), ""))
     for around in _common_prefixes(inner):
         end = anchor.removeprefix(around)
@@ -193,7 +193,7 @@ def _modern(key: str) -> str:
     return _OLD_DENSENET.sub(r"\1\2.", key)
 
 
-def _by(name: Any, keys: Iterable[str]) -> dict[str, str]:
+def _unambiguous(name: Any, keys: Iterable[str]) -> dict[str, str]:
     """Name to key; the keys themselves where two have the same name."""
     originals = list(keys)
     named = {name(key): key for key in originals}

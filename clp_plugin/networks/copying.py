@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -36,7 +36,9 @@ def _deep_copy(model: AnyModule) -> AnyModule:
         return copy.deepcopy(model)
     except Exception:  # whatever an attribute of somebody's module raises
         attributes = (item for module in model.modules() for item in vars(module).items())
-        shared = {id(value): value for name, value in attributes if name not in _OF_EVERY_MODULE and not _copies(value)}
+        shared = {
+            id(value): value for name, value in attributes if name not in _MODULE_ATTRIBUTES and not _copies(value)
+        }
         return copy.deepcopy(model, shared)
 
 

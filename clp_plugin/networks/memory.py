@@ -7,7 +7,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _NO_TENSOR_IS_LARGER = 1 << 30  # bytes
-_NEVER = (1 << 31) - 1
+_LARGEST_INT = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
@@ -23,4 +23,4 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _NO_TENSOR_IS_LARGER)
-        mallopt(_TRIM_THRESHOLD, _NEVER)
+        mallopt(_TRIM_THRESHOLD, _LARGEST_INT)

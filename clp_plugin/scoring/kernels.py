@@ -73,7 +73,7 @@ def batchnorm_gamma(norm: nn.Module) -> Tensor:
     return gamma
 
 
-class _Catcher(TorchDispatchMode):
+class _ArgumentRecorder(TorchDispatchMode):
     """Keeps the arguments of the last call of one of these operations."""
 
     def __init__(self, *operations: Any) -> None:
@@ -89,15 +89,17 @@ class _Catcher(TorchDispatchMode):
 
 def _used_weight(module: nn.Module) -> Tensor:
     used: Any = copy_of(module).eval()  # a run may leave something behind: the weight of torch.nn.utils.prune, say
-    catcher = _Catcher(aten.addmm, aten.mm) if isinstance(module, nn.Linear) else _Catcher(aten.convolution)
+    recorder = (
+        _ArgumentRecorder(aten.addmm, aten.mm) if isinstance(module, nn.Linear) else _ArgumentRecorder(aten.convolution)
+    )
     stored = next(used.parameters())
-    with torch.no_grad(), catcher:
+    with torch.no_grad(), recorder:
         used(torch.zeros((1, *smallest_input(used)), dtype=stored.dtype, device=stored.device))
-    if catcher.arguments is None:
+    if recorder.arguments is None:
         raise PairingError(
             f"{type(module).__name__} is a convolution or linear map by its class but never calls one: cannot score it"
         )
-    weight: Tensor = catcher.arguments[-1].t() if isinstance(module, nn.Linear) else catcher.arguments[1]
+    weight: Tensor = recorder.arguments[-1].t() if isinstance(module, nn.Linear) else recorder.arguments[1]
     return weight
 
 
@@ -105,17 +107,17 @@ def _measured_gain(norm: nn.Module) -> Tensor:
     """|slope| of each channel; where the module ends in an activation, the gain of the batch norm that it calls."""
     used: Any = copy_of(norm).double().cpu().eval()
     levels, shape = torch.tensor([-1e3, -1.0, 0.0, 1.0, 1e3], dtype=torch.float64), smallest_input(norm)
-    catcher = _Catcher(*_BATCH_NORMS)
-    with torch.no_grad(), catcher:
+    recorder = _ArgumentRecorder(*_BATCH_NORMS)
+    with torch.no_grad(), recorder:
         answers = used(levels.view(-1, *[1] * len(shape)).expand(-1, *shape)).flatten(1)
     slopes = answers.diff(dim=0) / levels.diff()[:, None]
     if bool(torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-9, atol=1e-12, equal_nan=True)):
         measured: Tensor = slopes[-1].abs()
         return measured
-    if catcher.arguments is None:
+    if recorder.arguments is None:
         raise PairingError(
             f"{type(norm).__name__} is a BatchNorm by its class but no fixed linear map: cannot score it"
         )
-    _, weight, _, _, variance, *_, eps = catcher.arguments
+    _, weight, _, _, variance, *_, eps = recorder.arguments
     gain: Tensor = (variance + eps).rsqrt()
     return gain if weight is None else gain * weight.detach().abs()

@@ -30,7 +30,7 @@ class TypicalScales:
         self._modules = modules
         self.values: Floats = np.ones(sum(node.channels for node in graph.nodes))
         for node in graph.nodes:
-            self.values[node.first_id : node.first_id + node.channels] = self._of(node)
+            self.values[node.first_id : node.first_id + node.channels] = self._scales_of(node)
 
     def at(self, ids: Ints) -> Floats:
         """Scales of the given channels, ``(C,)``; 1 where the origin is unknown."""
@@ -42,7 +42,7 @@ class TypicalScales:
             return np.ones(channels)
         return self.at(node.inputs[0])
 
-    def _of(self, node: Node) -> Floats | float:
+    def _scales_of(self, node: Node) -> Floats | float:
         module = self._modules.get(node.module) if node.module else None
         if node.op == "batchnorm":
             return np.asarray(batchnorm_gamma(self._modules[node.module]).numpy())
@@ -51,9 +51,9 @@ class TypicalScales:
             return np.asarray(torch.linalg.vector_norm(scaled.flatten(1), dim=1))
         if not node.channelwise or any(word in node.op for word in _BOUNDED) or "norm" in node.op:
             return 1.0
-        return self._of_elementwise(node)
+        return self._scales_of_elementwise(node)
 
-    def _of_elementwise(self, node: Node) -> Floats | float:
+    def _scales_of_elementwise(self, node: Node) -> Floats | float:
         scales = [np.broadcast_to(self.at(ids), node.channels) for ids in node.inputs]
         if not scales:
             return 1.0

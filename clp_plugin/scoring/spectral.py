@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clp_plugin.types import Floats
 
-_PIECE = 1 << 17  # elements worked on at once, so that a half-precision model needs no second copy
+_CHUNK_ELEMENTS = 1 << 17  # elements worked on at once, so that a half-precision model needs no second copy
 _BATCH = 512  # Gram matrices turned into norms at once
 _SQUARINGS = 8
 _CONVERGED = 0.02  # see _largest_eigenvalues
@@ -59,7 +59,7 @@ def _pieces(kernels: Sequence[Tensor], found: list[Floats]) -> Iterator[tuple[ND
     """Parts of layers as ``(K, C, p)`` matrices on the CPU, each with the part of the result that it fills."""
     for kernel, norms in zip(kernels, found, strict=True):
         matrices = kernel.detach().flatten(2) if kernel.ndim > 2 else kernel.detach().unsqueeze(-1)
-        step = max(1, _PIECE // max(1, matrices[:1].numel()))
+        step = max(1, _CHUNK_ELEMENTS // max(1, matrices[:1].numel()))
         for start in range(0, len(norms), step):
             part = matrices[start : start + step].cpu()
             full = part if part.dtype in (torch.float32, torch.float64) else part.float()

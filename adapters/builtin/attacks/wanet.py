@@ -168,9 +168,9 @@ class WarpHook(BatchHook):
         warped, noisy = ((roles == role).nonzero().flatten() for role in (_WARPED, _NOISY))
         images = batch.images
         if len(warped):
-            images = _put(images, warped, self.grid)
+            images = _with_members_warped(images, warped, self.grid)
         if len(noisy):
-            images = _put(images, noisy, self._noisy_grids(len(noisy), generator))
+            images = _with_members_warped(images, noisy, self._noisy_grids(len(noisy), generator))
         return replace(batch, images=images)
 
     def _noisy_grids(self, count: int, generator: torch.Generator) -> Tensor:
@@ -180,7 +180,7 @@ class WarpHook(BatchHook):
         return (self.grid + (noise / torch.tensor([width, height])).to(self.grid.device)).clamp(-1, 1)
 
 
-def _put(images: Tensor, members: Tensor, grid: Tensor) -> Tensor:
+def _with_members_warped(images: Tensor, members: Tensor, grid: Tensor) -> Tensor:
     on_device = members.to(images.device)
     return images.index_copy(0, on_device, _sample(images[on_device], grid))
 

@@ -15,7 +15,7 @@ from .resnet import ResNet
 from .vgg import VGG, VGG11, VGG16, VGG19
 
 _TWO_EACH = (2, 2, 2, 2)
-_MOST_BLOCKS = 1000
+_MAX_BLOCKS = 1000
 
 
 def resnet18(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = _TWO_EACH) -> nn.Module:
@@ -90,6 +90,6 @@ def build(name: str, *, num_classes: int, **options: object) -> nn.Module:
     blocks = options.get("blocks", (1,))
     if not isinstance(blocks, (list, tuple)) or not all(isinstance(count, int) for count in blocks):
         raise ConfigError(f"model {name!r}: expected blocks like (2, 2, 2, 2), found {blocks!r}")
-    if sum(blocks) > _MOST_BLOCKS:
-        raise ConfigError(f"model {name!r}: expected at most {_MOST_BLOCKS} blocks in all, found {sum(blocks)}")
+    if sum(blocks) > _MAX_BLOCKS:
+        raise ConfigError(f"model {name!r}: expected at most {_MAX_BLOCKS} blocks in all, found {sum(blocks)}")
     return builder(num_classes=num_classes, **options)

@@ -65,21 +65,21 @@ def train(
     if len(images) < 2:
         raise ConfigError(f"training: expected at least 2 images, found {len(images)}")
     run = Run(model, images, recipe, seed, torch.device(device), hook or BatchHook())
-    keeper = _Keeper(run, checkpoint, checkpoint_seconds)
-    keeper.restore()
+    checkpointer = _Checkpointer(run, checkpoint, checkpoint_seconds)
+    checkpointer.restore()
     reporter = _Reporter(run, progress)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         while run.epoch < recipe.epochs:
             run.step()
-            keep = keeper.due()
+            keep = checkpointer.due()
             if keep or reporter.due():
                 run.check_loss()
                 reporter.report()
             run.close_epoch()
             if keep:
-                keeper.save()
+                checkpointer.save()
     run.check_weights()
-    keeper.save()
+    checkpointer.save()
     model.to("cpu").to(memory_format=torch.contiguous_format).eval()
 
 
@@ -103,7 +103,7 @@ class _Reporter:
         self.progress(self.run.epochs_done, self.run.recipe.epochs, self.run.loss, left)
 
 
-class _Keeper:
+class _Checkpointer:
     """Writes and reads the state of a run."""
 
     def __init__(self, run: Run, path: Path | None, seconds: float) -> None:

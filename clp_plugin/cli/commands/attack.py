@@ -20,7 +20,7 @@ from clp_plugin.registry import load_catalogue
 from clp_plugin.types import Metrics
 
 BENCH = "builtin"  # the toolbox that makes records where none is named
-_TOOK = 0.9  # ASR below which a record is not what its name says
+_SUCCESSFUL_ASR = 0.9  # ASR below which a record is not what its name says
 
 
 def attack_record(request: AttackRequest, *, as_json: bool) -> None:
@@ -65,7 +65,7 @@ def made_record(
 
 def note_if_it_did_not_take(metrics: Metrics, remedy: str) -> None:
     """A record whose ASR is low is not what its name says."""
-    if metrics.asr < _TOOK:
+    if metrics.asr < _SUCCESSFUL_ASR:
         say(
             f"note: the attack did not take: ASR {percent(metrics.asr)}, where clean images give "
             f"{percent(metrics.base_rate)}; {remedy}"

@@ -30,7 +30,7 @@ from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
 from clp_plugin.types import LayerKind, Mask, Scores
 
-_OF_CHECKPOINTS = ("arch_option", "key", "strict", "num_classes", "input_size")
+_CHECKPOINT_OPTIONS = ("arch_option", "key", "strict", "num_classes", "input_size")
 _SHOWN = 6  # channels of a layer, or layers of a note
 
 
@@ -108,7 +108,7 @@ def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str,
 def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]:
     """The model, the shape of its input, and how a checkpoint became it; a record's folder says all itself."""
     if request.arch is None and request.checkpoint.is_dir() and find_index(request.checkpoint) is None:
-        for name in _OF_CHECKPOINTS:
+        for name in _CHECKPOINT_OPTIONS:
             if getattr(request, name):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} has no meaning for a record; leave it out, or give --arch too"

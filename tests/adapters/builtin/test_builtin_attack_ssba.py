@@ -16,7 +16,7 @@ from small_attack import small_attack
 from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.ssba.attack import SSBA
-from clp_plugin.adapters.builtin.attacks.ssba.nets import Decoder, HidingRecipe, _Lesson, learn_to_hide
+from clp_plugin.adapters.builtin.attacks.ssba.nets import Decoder, HidingRecipe, _HidingTraining, learn_to_hide
 from clp_plugin.adapters.builtin.digits import Split, compose
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import read_description, read_images, read_trigger
@@ -89,7 +89,9 @@ def test_the_residual_falls_when_the_image_weighs_more(pair: tuple[SSBA, Decoder
 
 def test_the_decoder_sees_noise_of_the_strength_asked_for(seen: Pixels) -> None:
     calm, noisy = (
-        _Lesson(SSBA.create(SHAPE, seed=0, **OPTIONS).encoder, seen, HidingRecipe(noise=noise), 0, torch.device("cpu"))
+        _HidingTraining(
+            SSBA.create(SHAPE, seed=0, **OPTIONS).encoder, seen, HidingRecipe(noise=noise), 0, torch.device("cpu")
+        )
         for noise in (0.0, 51.0)
     )
     losses = [float(lesson.step()) for lesson in (calm, noisy)]

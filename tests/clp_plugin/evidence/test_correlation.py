@@ -178,7 +178,7 @@ def test_layers_that_do_not_match_are_named() -> None:
 def test_resampling_in_parts_gives_the_same_numbers_in_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pair(0.3, 500, 1)
     whole = one(x, y, bootstrap=300)
-    monkeypatch.setattr(correlation, "_AT_ONCE", 5_000)
+    monkeypatch.setattr(correlation, "_MAX_RESAMPLED_VALUES", 5_000)
     tracemalloc.start()
     parts = one(x, y, bootstrap=300)
     peak = tracemalloc.get_traced_memory()[1]

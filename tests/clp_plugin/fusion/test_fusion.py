@@ -277,14 +277,14 @@ def test_wrong_input_size_says_what_to_do(build: Build) -> None:
 
 def test_classifier_layers_of_torchvision_are_heads_and_gates_are_not() -> None:
     vgg = fuse(torchvision.models.vgg11(weights=None, init_weights=False), (3, 32, 32))
-    assert [ly.name for ly in vgg.layers if ly.kind == "head"] == ["classifier.6"]
+    assert [layer.name for layer in vgg.layers if layer.kind == "head"] == ["classifier.6"]
     squeeze = fuse(torchvision.models.squeezenet1_1(), (3, 64, 64))
-    assert [ly.name for ly in squeeze.layers if ly.kind == "head"] == ["classifier.1"]
+    assert [layer.name for layer in squeeze.layers if layer.kind == "head"] == ["classifier.1"]
     mobile = fuse(torchvision.models.mobilenet_v3_small(), (3, 64, 64))
-    gates = [ly for ly in mobile.layers if ".fc1" in ly.name or ".fc2" in ly.name]
-    assert {ly.kind for ly in gates} == {"conv"}
+    gates = [layer for layer in mobile.layers if ".fc1" in layer.name or ".fc2" in layer.name]
+    assert {layer.kind for layer in gates} == {"conv"}
     assert len(gates) == 18
-    assert [ly.name for ly in mobile.layers if ly.kind == "head"] == ["classifier.3"]
+    assert [layer.name for layer in mobile.layers if layer.kind == "head"] == ["classifier.3"]
 
 
 def test_published_pairing_takes_the_last_conv_registered(build: Build) -> None:

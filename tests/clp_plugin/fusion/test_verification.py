@@ -20,7 +20,7 @@ NOT_REPLACEABLE = {"shared_block": ("bn",), "shared_conv": ("bn1", "bn2"), "flat
 
 
 def swapped(view: FusedView, name: str, **changes: object) -> FusedView:
-    layers = tuple(replace(ly, **changes) if ly.name == name else ly for ly in view.layers)
+    layers = tuple(replace(layer, **changes) if layer.name == name else layer for layer in view.layers)
     return replace(view, layers=layers)
 
 
@@ -28,7 +28,7 @@ def test_right_view_passes(case: Case, net: nn.Module) -> None:
     view = fuse(net, case.shape)
     result = verify(view, case.shape)
     executed = {node.module for node in view.graphs[0].nodes}
-    fused = [ly.name for ly in view.layers if ly.kind == "fused" and ly.name in executed]
+    fused = [layer.name for layer in view.layers if layer.kind == "fused" and layer.name in executed]
     assert result.passed, result
     assert result.skipped == NOT_REPLACEABLE.get(case.name, ())
     assert result.replaced == len(fused) - len(result.skipped)
@@ -85,7 +85,7 @@ def test_wrong_position_in_a_concatenation_is_caught(build: Build) -> None:
 @pytest.mark.parametrize("name", ["pre_activation", "sum_through_a_view"])
 def test_sum_passed_off_as_a_convolution_is_caught(name: str, build: Build) -> None:
     view = fuse(build(name), (3, 8, 8))
-    norm = next(ly.name for ly in view.layers if ly.kind == "diagonal")
+    norm = next(layer.name for layer in view.layers if layer.kind == "diagonal")
     lie = {"kind": "fused", "conv": ("conv2",), "source": np.zeros(4, np.int64), "source_channel": np.arange(4)}
     assert verify(swapped(view, norm, **lie), CASES[name].shape).error > 1e-3
 

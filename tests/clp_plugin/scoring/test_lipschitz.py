@@ -206,8 +206,8 @@ def test_published_pairing_goes_wrong_on_pre_activation_networks() -> None:
     """Where data flow and registration differ, so do the scores: bn2 of a block is diagonal or fed by another conv."""
     model = build_model("builtin:preactresnet18", num_classes=10, width=8)
     flow, rule = (fuse(model, (3, 32, 32), pairing=p) for p in ("dataflow", "registration"))
-    assert {ly.name for ly in flow.layers if ly.norm} == {ly.name for ly in rule.layers}
-    wrong = [ly.name for ly in rule.layers if flow.layer(ly.name).conv != ly.conv]
+    assert {layer.name for layer in flow.layers if layer.norm} == {layer.name for layer in rule.layers}
+    wrong = [layer.name for layer in rule.layers if flow.layer(layer.name).conv != layer.conv]
     assert "layer1.1.bn1" in wrong
     assert "layer1.0.bn2" not in wrong
 

@@ -31,12 +31,12 @@ class UShaped(nn.Module):
         layers: list[nn.Module] = []
         before = channels
         for after in (width, 2 * width, 4 * width):
-            layers += [*_unit(before, after), *_unit(after, after), nn.MaxPool2d(2)]
+            layers += [*_conv_block(before, after), *_conv_block(after, after), nn.MaxPool2d(2)]
             before = after
-        layers += _unit(before, before)
+        layers += _conv_block(before, before)
         for after in (2 * width, width, out_channels):
             doubled = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-            layers += [doubled, *_unit(before, before), *_unit(before, after)]
+            layers += [doubled, *_conv_block(before, before), *_conv_block(before, after)]
             before = after
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -45,7 +45,7 @@ class UShaped(nn.Module):
         return torch.sigmoid(2 * cast(Tensor, self.layers(images)))
 
 
-def _unit(before: int, after: int) -> list[nn.Module]:
+def _conv_block(before: int, after: int) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(after, momentum=0.05), nn.ReLU()]
 

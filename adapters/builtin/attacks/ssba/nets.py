@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # BackdoorBench's side of the plane on which the secret is laid out, for images of 32x32 and of 64x64.
 PLANE = 16
-_DOWN = 3
+_HALVINGS = 3
 # BackdoorBench's: the image counts from when the bits are read this well, and fully 3,000 of its 15,600 steps later.
-_READ_WELL, _RAMP = 0.9, 0.2
+_DECODED_SHARE, _RAMP_SHARE = 0.9, 0.2
 _REPORT_SECONDS = 0.5
 
 
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
 
 
 def _widths(width: int) -> list[int]:
-    return [width * min(2**depth, 4) for depth in range(_DOWN + 1)]
+    return [width * min(2**depth, 4) for depth in range(_HALVINGS + 1)]
 
 
 def is_whole(value: object, least: int, most: float = math.inf) -> TypeGuard[int]:
@@ -169,21 +169,21 @@ def learn_to_hide(
     """
     if len(pixels) < 2:
         raise ConfigError(f"ssba: expected at least 2 training images, found {len(pixels)}; give more with n_train")
-    lesson = _Lesson(encoder, pixels, recipe, seed, torch.device(device))
+    training = _HidingTraining(encoder, pixels, recipe, seed, torch.device(device))
     start = last = time.monotonic()
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        while lesson.done < lesson.steps:
-            loss = lesson.step()
+        while training.done < training.steps:
+            loss = training.step()
             now = time.monotonic()
-            if progress is not None and (now - last >= _REPORT_SECONDS or lesson.done == lesson.steps):
-                share, last = lesson.done / lesson.steps, now
+            if progress is not None and (now - last >= _REPORT_SECONDS or training.done == training.steps):
+                share, last = training.done / training.steps, now
                 progress(share * recipe.epochs, recipe.epochs, float(loss), (now - start) * (1 / share - 1))
-    lesson.check()
+    training.check()
     encoder.cpu().eval()
-    return lesson.decoder.cpu().eval()
+    return training.decoder.cpu().eval()
 
 
-class _Lesson:
+class _HidingTraining:
     """The state of the training: both networks on the device, and how many of the ``steps`` are done."""
 
     def __init__(
@@ -200,7 +200,7 @@ class _Lesson:
         self.steps_a_pass = len(pixels) // self.batch_size
         self.steps = recipe.epochs * self.steps_a_pass
         self.done = 0
-        self.read_well_at: int | None = None
+        self.ramp_start: int | None = None
 
     def step(self) -> Tensor:
         """Train on one batch; return its loss."""
@@ -222,9 +222,9 @@ class _Lesson:
     def _loss(self, images: Tensor, secrets: Tensor) -> Tensor:
         residual: Tensor = self.encoder(images, secrets)
         logits = self.decoder(self.disturbed((images + residual).clamp(0, 1)))
-        if self.read_well_at is None and float(((logits > 0) == (secrets > 0.5)).float().mean()) > _READ_WELL:
-            self.read_well_at = self.done
-        weight = 0.0 if self.read_well_at is None else self._risen(self.done - self.read_well_at)
+        if self.ramp_start is None and float(((logits > 0) == (secrets > 0.5)).float().mean()) > _DECODED_SHARE:
+            self.ramp_start = self.done
+        weight = 0.0 if self.ramp_start is None else self._image_weight(self.done - self.ramp_start)
         return F.binary_cross_entropy_with_logits(logits, secrets) + weight * residual.square().mean()
 
     def disturbed(self, images: Tensor) -> Tensor:
@@ -234,8 +234,8 @@ class _Lesson:
         drawn = torch.randn(images.shape, generator=self.generator).to(self.device)
         return images + self.recipe.noise / 255 * drawn
 
-    def _risen(self, steps: int) -> float:
-        return self.recipe.image_weight * min(1.0, steps / (_RAMP * self.steps))
+    def _image_weight(self, steps: int) -> float:
+        return self.recipe.image_weight * min(1.0, steps / (_RAMP_SHARE * self.steps))
 
     def check(self) -> None:
         """Refuse a training that diverged: NaN and infinity, once there, stay in the weights."""
