@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from clp_plugin.errors import RecordError
@@ -19,16 +16,14 @@ from clp_plugin.files.atomic import delete, write_json_atomically
 from clp_plugin.files.locks import claimed_inside
 from clp_plugin.files.places import folder_to_fill
 from clp_plugin.files.reading import read_json
+from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device, seeded
-from clp_plugin.networks.precision import resolve
 from clp_plugin.records.adapter import TRAINING_SAMPLE
-from clp_plugin.types import TargetRule
 
 from .attacks.base import Attack
-from .attacks.catalogue import create_attack
-from .datasets import Dataset, load_dataset
 from .models.build import build
-from .poisoning import Parts, TriggerHook, clean_training_set, poisoned_training_set, record_images, split
+from .plan import AttackPlan, plan_attack
+from .poisoning import TriggerHook, clean_training_set, poisoned_training_set, record_images
 from .randomness import Stream, torch_seed
 from .record_files import (
     DESCRIPTION,
@@ -45,7 +40,6 @@ from .settings import AttackSettings
 from .training.train import Progress, train
 
 CHECKPOINT = "training.pt"
-_RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
 
 
 @contextlib.contextmanager
@@ -91,20 +85,6 @@ def attacked(
         delete(unfinished)  # the last step of all: until then the same command goes on
 
 
-def run_attack(
-    settings: AttackSettings,
-    out: Path,
-    *,
-    device: str = "cpu",
-    force: bool = False,
-    progress: Progress | None = None,
-    attack_type: type[Attack] | None = None,
-) -> Path:
-    """As :func:`attacked`, finished when it returns the record's folder."""
-    with attacked(settings, out, device=device, force=force, progress=progress, attack_type=attack_type):
-        return out
-
-
 def is_finished(settings: AttackSettings, out: Path) -> bool:
     """Whether ``out`` holds the complete record of an attack with these very settings."""
     try:
@@ -117,22 +97,12 @@ def is_finished(settings: AttackSettings, out: Path) -> bool:
 def _attack(
     settings: AttackSettings, out: Path, device: str, progress: Progress | None, attack_type: type[Attack] | None
 ) -> None:
-    plan = _plan(settings, attack_type)
+    plan = plan_attack(settings, attack_type)
     model = initial_model(settings, plan.dataset.num_classes)
     # Announced only now: a command that cannot work leaves no folder behind.
     write_json_atomically(out / UNFINISHED, settings.to_json())
     clean, poisoned = clean_training_set(plan.dataset, plan.parts), plan.parts.poisoned
-    scene = Scene(
-        clean,
-        poisoned,
-        plan.rule,
-        # Not the victim's own initial weights: an attacker does not know them.
-        lambda: initial_model(replace(settings, seed=preparation_seed(settings.seed)), plan.dataset.num_classes),
-        settings.recipe,
-        settings.seed,
-        device,
-        progress,
-    )
+    scene = _scene(settings, plan, clean, device, progress)
     attack = plan.attack.prepare(scene)
     hook = attack.hook(scene)
     if hook is None and settings.trigger_after_augmentation:
@@ -150,42 +120,28 @@ def _attack(
     )
     write_record(
         out,
-        _description(settings, replace(plan, attack=attack), device),
+        replace(plan, attack=attack).description(settings, device),
         model,
         record_images(plan.dataset, attack, plan.rule, plan.parts, sample=TRAINING_SAMPLE, seed=settings.seed),
         attack.arrays(),
     )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that follows from settings before any training."""
-
-    dataset: Dataset
-    rule: TargetRule
-    attack: Attack
-    parts: Parts
-
-
-def _plan(settings: AttackSettings, attack_type: type[Attack] | None) -> _Plan:
-    dataset = load_dataset(
-        settings.dataset,
-        path=settings.data_path,
-        n_train=settings.n_train,
-        n_test=settings.n_test,
-        seed=settings.seed,
-        image_size=settings.image_size,
+def _scene(
+    settings: AttackSettings, plan: AttackPlan, clean: ArrayImages, device: str, progress: Progress | None
+) -> Scene:
+    # Not the victim's own initial weights: an attacker does not know them.
+    other_seed = replace(settings, seed=preparation_seed(settings.seed))
+    return Scene(
+        clean,
+        plan.parts.poisoned,
+        plan.rule,
+        lambda: initial_model(other_seed, plan.dataset.num_classes),
+        settings.recipe,
+        settings.seed,
+        device,
+        progress,
     )
-    rule = settings.target_rule(dataset.num_classes)
-    attack = create_attack(
-        settings.method,
-        dataset.input_shape,
-        seed=settings.seed,
-        options=settings.attack_options,
-        attack_type=attack_type,
-    )
-    parts = split(dataset.train_labels, rule, settings, keeps_labels=attack.keeps_labels)
-    return _Plan(dataset, rule, attack, parts)
 
 
 def initial_model(settings: AttackSettings, num_classes: int) -> nn.Module:
@@ -229,44 +185,3 @@ def _as_stored(settings: AttackSettings) -> dict[str, Any]:
     """The settings as a file tells them: there a tuple is a list."""
     stored: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
     return stored
-
-
-def _description(settings: AttackSettings, plan: _Plan, device: str) -> dict[str, Any]:
-    dtype = resolve(settings.recipe.precision, torch.device(device))
-    return {
-        "attack": settings.method,
-        "dataset": settings.dataset,
-        "architecture": f"builtin:{settings.model}",
-        "architecture_options": dict(settings.model_options),
-        "class_names": plan.dataset.class_names,
-        "input_shape": plan.dataset.input_shape,
-        "mean": plan.dataset.mean,
-        "std": plan.dataset.std,
-        "target": plan.rule,
-        "trigger": plan.attack.to_json(),
-        "poison_rate": _poison_rate(settings, plan.parts),
-        "seed": settings.seed,
-        "settings": settings.to_json(),
-        "training": {
-            "images": len(plan.parts.train),
-            "poisoned": len(plan.parts.poisoned),
-            "benign": len(plan.parts.benign),
-            "device": device,
-            "dtype": str(dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _RECORDED_VERSIONS}},
-    }
-
-
-def _poison_rate(settings: AttackSettings, parts: Parts) -> float:
-    """The rate that was asked for, or what it came to where a clean-label attack found fewer images of its class."""
-    asked, found = round(settings.poison_rate * len(parts.train)), len(parts.poisoned)
-    return settings.poison_rate if found == asked else found / len(parts.train)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # a checkout that was never installed
-        return "not installed"

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 
 from clp_plugin.adapters.builtin import attack as attack_module
-from clp_plugin.adapters.builtin.attack import CHECKPOINT, initial_model, run_attack
+from clp_plugin.adapters.builtin.attack import CHECKPOINT, initial_model
 from clp_plugin.adapters.builtin.attacks.badnets import BadNets
 from clp_plugin.adapters.builtin.attacks.base import Attack
 from clp_plugin.adapters.builtin.attacks.catalogue import ATTACKS

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.adapters.builtin.attack import initial_model, run_attack
+from clp_plugin.adapters.builtin.attack import initial_model
 from clp_plugin.adapters.builtin.attacks import cla as cla_module
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.cla import CLA

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 
-from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.sig import SIG
 from clp_plugin.adapters.builtin.record import BuiltinAdapter

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 
-from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.ssba.attack import SSBA
 from clp_plugin.adapters.builtin.attacks.ssba.nets import Decoder, HidingRecipe, _HidingTraining, learn_to_hide

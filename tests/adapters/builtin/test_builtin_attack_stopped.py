@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from interruptions import content, ctrl_c, fork, kill, needs_fork, wait
+from small_attack import run_attack
 
 from clp_plugin.adapters.builtin import attack as attack_module
-from clp_plugin.adapters.builtin.attack import CHECKPOINT, attacked, is_finished, run_attack
+from clp_plugin.adapters.builtin.attack import CHECKPOINT, attacked, is_finished
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.record_files import UNFINISHED
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings

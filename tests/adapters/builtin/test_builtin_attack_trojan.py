@@ -13,10 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 from torch import nn
 
-from clp_plugin.adapters.builtin.attack import initial_model, run_attack
+from clp_plugin.adapters.builtin.attack import initial_model
 from clp_plugin.adapters.builtin.attacks import trojan as trojan_module
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.trojan import Trojan, classifier_head, head_inputs, strongest_units

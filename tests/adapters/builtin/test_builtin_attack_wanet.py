@@ -13,10 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from small_attack import small_attack
+from small_attack import run_attack, small_attack
 from torch import Tensor, nn
 
-from clp_plugin.adapters.builtin.attack import run_attack
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.wanet import WaNet, WarpHook
 from clp_plugin.adapters.builtin.models.build import build
