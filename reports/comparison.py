@@ -16,7 +16,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.selection.outliers import z_scores
 
 from ._style import BLUE, RED, SMALL, few_ticks, new_figure, plain_axes
-from .tables import method_labels
+from .labels import method_labels
 
 _COLUMNS = 2  # panels side by side
 _DRAWN = (("acc", "ACC", BLUE, "o"), ("asr", "ASR", RED, "s"))

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from clp_plugin.errors import ConfigError
 
 from ._style import SMALL, new_figure
+from .labels import method_labels
 from .ranking import BACKDOOR_MARGIN, REMOVED_ACC_DROP, REMOVED_ASR, has_backdoor
-from .tables import markdown_text, method_labels
+from .tables import markdown_text
 
 _REMOVED_TITLE = (
     f"Of the records on which the attack took (ASR at least {100 * BACKDOOR_MARGIN:g} points above base), those on which "

@@ -1,4 +1,4 @@
-"""Tables 1 to 4 and figures 4 and 5 of the CLP paper for anybody's own records, from stored outcomes and sweeps."""
+"""Tables 1 to 4 and figures 3 to 5 of the CLP paper for anybody's own records, from stored outcomes and sweeps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from clp_plugin.errors import ConfigError
+from clp_plugin.types import Mask, Scores
 
 from ._style import BLUE, GREEN, RED, SMALL, new_figure, plain_axes
+from .figures import uclc_tac_figure
+from .latex import latex_styled
 from .ranking import per_record
 from .tables import markdown_text
 
@@ -81,16 +84,13 @@ def table_latex(table: pd.DataFrame, caption: str) -> str:
         table: A table of :func:`performance_table`.
         caption: The caption, plain text.
     """
-    style = table.style.format(precision=2, na_rep="--", escape="latex").format_index(escape="latex", axis=0)
-    style = style.format_index(escape="latex", axis=1)
+    style = table.style.format(precision=2, na_rep="--", escape="latex")
     compared = [label for label in dict.fromkeys(table.columns.get_level_values(0)) if label != "before"]
     rows = [row for row in table.index if row != DROP]
     for _, name, best in _SHOWN:
         cells = (rows, [(label, name) for label in compared])
         style = style.apply(_bold_best, axis=1, subset=cells, largest=best == "max")
-    escaped = caption.replace("\\", "\\textbackslash{}").replace("&", "\\&").replace("%", "\\%").replace("_", "\\_")
-    text = style.to_latex(hrules=True, multicol_align="c", caption=escaped, position_float="centering")
-    return str(text)
+    return latex_styled(style, caption)
 
 
 def table_markdown(table: pd.DataFrame) -> str:
@@ -145,6 +145,25 @@ def sweeps_figure(
         *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
     )
     return figure
+
+
+def channels_figure(table: pd.DataFrame) -> Figure:
+    """Figure 3 of the paper from a stored table of channels: UCLC against TAC a layer, both correlations in its title.
+
+    Args:
+        table: One row a channel with the columns ``layer, channel, sigma, tac, pruned``, as ``bench correlate`` writes it.
+    """
+    layers = {str(name): layer.sort_values("channel") for name, layer in table.groupby("layer", sort=False)}
+    ranked = {name: layer[["sigma", "tac"]].rank() for name, layer in layers.items()}
+    return uclc_tac_figure(
+        Scores({name: layer["sigma"].to_numpy(float) for name, layer in layers.items()}),
+        {name: layer["tac"].to_numpy(float) for name, layer in layers.items()},
+        Mask({name: layer["pruned"].to_numpy(bool) for name, layer in layers.items()}),
+        {
+            name: (layer["sigma"].corr(layer["tac"]), ranked[name]["sigma"].corr(ranked[name]["tac"]))
+            for name, layer in layers.items()
+        },
+    )
 
 
 def _runs(frame: pd.DataFrame, by: Row) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clp_plugin.errors import ConfigError, unknown_name
 
-from .tables import method_labels
+from .labels import method_labels
 
 REMOVED_ASR, REMOVED_ACC_DROP = 0.1, 0.05
 BACKDOOR_MARGIN = 0.1  # ASR above the base rate: below that there is no backdoor to be removed
@@ -23,10 +23,11 @@ REMOVED = (
     f"records whose attack took (ASR at least {100 * BACKDOOR_MARGIN:g} points above the base rate)"
 )
 _RESAMPLES = 10_000
+_FEWEST_TO_TELL = 6  # of five records even five wins happen by chance more than once in twenty times
 Metric = Literal["der", "after_acc", "after_asr", "after_ra"]
 _HIGHER_IS_BETTER: Mapping[Metric, bool] = {"der": True, "after_acc": True, "after_asr": False, "after_ra": True}
 _MEASURED = (
-    "before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds",
+    "before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds", "pruned",
 )  # fmt: skip
 
 
@@ -43,7 +44,8 @@ class Comparison:
         difference: Mean over records of first minus second, in the metric's own unit, a fraction.
         low: Lower end of the 95 % interval of that mean, by a bootstrap over records.
         high: Upper end of the same interval.
-        better: The label of the better method, or None where the interval holds 0 and the records cannot tell.
+        better: The label of the better method, or None where the records cannot tell: the interval holds 0, or there are
+            fewer than six records.
     """
 
     first: str
@@ -82,13 +84,15 @@ def per_record(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each pair of attacked model (its SHA-256 and record) and method: ``label, sha256, record, attack,
-        architecture, dataset, poison_rate``, and the means over seeds and options of the metrics, as
-        fractions, and of ``seconds``.
+        architecture, dataset, poison_rate``, and the means over seeds of the metrics, as fractions, of ``seconds`` and of the
+        number of channels ``pruned``; and ``spread``, the range of ASR over those runs.
     """
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     done = done.assign(label=method_labels(done)).astype(dict.fromkeys(_MEASURED, float))
     facts = ["sha256", "record", "attack", "architecture", "dataset", "poison_rate"]
-    return done.groupby(["label", *facts], sort=False, dropna=False)[list(_MEASURED)].mean().reset_index()
+    groups = done.groupby(["label", *facts], sort=False, dropna=False)
+    spread = groups["after_asr"].max() - groups["after_asr"].min()
+    return groups[list(_MEASURED)].mean().assign(spread=spread).reset_index()
 
 
 def leaderboard(frame: pd.DataFrame, *, sort: Metric = "der") -> pd.DataFrame:
@@ -102,9 +106,10 @@ def leaderboard(frame: pd.DataFrame, *, sort: Metric = "der") -> pd.DataFrame:
         One row a method. ``label`` names it, and ``records`` counts the attacked models on which the attack took. Over these
         go the means ``acc, asr, ra, der`` (fractions), the 95 % interval ``der_low, der_high`` of the mean DER (a bootstrap
         over records), ``removed`` (a number of models), and ``before_acc, before_asr, base_rate``. ``seconds`` is the mean
-        over all models, and ``spread`` the largest range of ASR over the runs of one method on one model. ``idle_records``
-        counts the models without a working backdoor (clean ones, or ones on which the attack failed), and
-        ``idle_acc_drop`` is the mean loss of accuracy on those.
+        over all models, and ``spread`` the largest range of ASR over the seeds of one method on one model; options of one
+        method are rows of their own. ``idle_records`` counts the models without a working backdoor (clean ones, or ones on
+        which the attack failed), ``idle_untouched`` those of them on which the method pruned nothing at all, and
+        ``idle_acc_drop`` is the mean loss of accuracy on them.
 
     Raises:
         ConfigError: If no outcome has metrics, or the metric is unknown.
@@ -115,8 +120,7 @@ def leaderboard(frame: pd.DataFrame, *, sort: Metric = "der") -> pd.DataFrame:
     if not len(runs):
         raise ConfigError("a leaderboard needs at least one outcome with metrics, found none; run some methods first")
     backdoored = has_backdoor(runs)
-    spread = _spread(frame)
-    rows = [_row(str(label), own, backdoored[own.index], spread) for label, own in runs.groupby("label", sort=False)]
+    rows = [_row(str(label), own, backdoored[own.index]) for label, own in runs.groupby("label", sort=False)]
     key = sort.removeprefix("after_")
     return pd.DataFrame(rows).sort_values(
         [key, "label"], ascending=[not _HIGHER_IS_BETTER[sort], True], ignore_index=True
@@ -165,7 +169,7 @@ def _compared(first: str, second: str, both: np.ndarray, metric: Metric, interva
     low, high = interval
     gain = both if _HIGHER_IS_BETTER[metric] else -both
     better = None
-    if low > 0 or high < 0:
+    if len(both) >= _FEWEST_TO_TELL and (low > 0 or high < 0):
         better = first if gain.mean() > 0 else second
     wins, losses = int((gain > 0.005).sum()), int((gain < -0.005).sum())
     return Comparison(first, second, len(both), wins, losses, float(both.mean()), float(low), float(high), better)
@@ -186,7 +190,7 @@ def _weights(count: int, resamples: int, seed: int) -> NDArray[np.float64]:
     return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def _row(label: str, own: pd.DataFrame, backdoored: pd.Series[bool], spread: Mapping[str, float]) -> dict[str, object]:
+def _row(label: str, own: pd.DataFrame, backdoored: pd.Series[bool]) -> dict[str, object]:
     attacked, idle = own[backdoored], own[~backdoored]
     low, high = interval_of_mean(attacked["der"].to_numpy(float))
     removed = (attacked["after_asr"] <= REMOVED_ASR) & (
@@ -206,15 +210,8 @@ def _row(label: str, own: pd.DataFrame, backdoored: pd.Series[bool], spread: Map
         "der_high": high,
         "removed": int(removed.sum()),
         "seconds": own["seconds"].mean(),
-        "spread": spread.get(label, 0.0),
+        "spread": own["spread"].max(),
         "idle_records": len(idle),
+        "idle_untouched": int((idle["pruned"] == 0).sum()),
         "idle_acc_drop": (idle["before_acc"] - idle["after_acc"]).mean(),
     }
-
-
-def _spread(frame: pd.DataFrame) -> dict[str, float]:
-    """Label to the largest range of ASR over the runs of one method on one attacked model."""
-    done = frame[frame["after_acc"].notna()]
-    done = done.assign(label=method_labels(done), asr=done["after_asr"].astype(float))
-    ranges = done.groupby(["label", "sha256", "record"], dropna=False)["asr"].agg(lambda each: each.max() - each.min())
-    return {str(label): float(value) for label, value in ranges.groupby(level="label").max().items()}

@@ -12,6 +12,8 @@ import pandas as pd
 from clp_plugin.files.atomic import write_atomically
 from clp_plugin.text import printable
 
+from .labels import method_labels
+
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
     "record", "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
@@ -26,7 +28,7 @@ _COMPARED = (
 def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row an outcome with what a reader compares; fractions in [0, 1], None where there is nothing.
 
-    The method of an outcome is named by :func:`method_label`, its record by the name of its folder.
+    The method of an outcome is named by :func:`~clp_plugin.reports.labels.method_label`, its record by the name of its folder.
 
     Args:
         frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them; it is not changed.
@@ -39,20 +41,6 @@ def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         row["method"] = label
         row["record"] = Path(row["record"] or "").name
     return rows
-
-
-def method_label(method: str, implementation: str, protocol: str) -> str:
-    """``"anp (backdoorbench, oracle)"``: whose code ran, unless it is ours, and whether test data chose a parameter."""
-    remarks = [] if implementation == "clp_plugin" else [implementation]
-    if protocol == "oracle":
-        remarks.append("oracle")
-    return f"{method} ({', '.join(remarks)})" if remarks else method
-
-
-def method_labels(frame: pd.DataFrame) -> list[str]:
-    """:func:`method_label` of each row of :func:`clp_plugin.store.frame.outcomes_frame`."""
-    facts = zip(frame["method"], frame["implementation"], frame["protocol"], strict=True)
-    return [method_label(*fact) for fact in facts]
 
 
 def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -59,6 +59,12 @@ def emit_json(obj: Any) -> None:
         out.write(text + "\n")
 
 
+def emit_text(text: str) -> None:
+    """A document on standard output, such as a table in Markdown."""
+    with standard_output() as out:
+        out.write(text)
+
+
 def say(text: str) -> None:
     """Lines for people, on standard error, so that ``--json`` output stays clean."""
     lines = [printable(line) for line in text.split("\n")]

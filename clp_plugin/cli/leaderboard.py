@@ -14,51 +14,71 @@ leaderboard_app = typer.Typer(
     help="Rank all methods over all records whose outcomes lie below some folders: a table, the paper's tables and figures, "
     "or one HTML file that people explore.",
 )
-Folders = Annotated[list[Path], typer.Argument(help="Records, or folders that hold records, of any toolbox.")]
+Folders = Annotated[
+    list[Path] | None, typer.Argument(help="Records, or folders that hold records, of any toolbox; default: runs.")
+]
 Where = Annotated[
-    list[str] | None, typer.Option(help="COLUMN=VALUE, again and again: only these outcomes, such as attack=badnets.")
+    list[str] | None,
+    typer.Option(
+        help="COLUMN=VALUE, again and again: only these outcomes, such as attack=badnets; one of several values of one column."
+    ),
 ]
 SortedBy = Literal["der", "acc", "asr", "ra"]
+GroupedBy = Literal["attack", "dataset", "architecture", "poison_rate", "toolbox", "record"]
+_DEFAULT = Path("runs")
 
 
 @leaderboard_app.command()
 def show(
-    folders: Folders,
+    folders: Folders = None,
     sort: Annotated[SortedBy, typer.Option(help="What orders the methods.")] = "der",
+    by: Annotated[GroupedBy | None, typer.Option(help="A table for each value of it.")] = None,
     where: Where = None,
     as_json: AsJson = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV: all columns, fractions as fractions.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX, for the package booktabs.")] = False,
 ) -> None:
     """Rank the methods, and say where the records at hand cannot tell them apart."""
-    from clp_plugin.cli.commands.leaderboard import show_leaderboard
+    from clp_plugin.cli.commands.leaderboard import chosen_form, show_leaderboard
 
-    show_leaderboard(folders, sort=sort, where=where or [], as_json=as_json)
+    form = chosen_form(json=as_json, csv=csv, markdown=markdown, latex=latex)
+    show_leaderboard(folders or [_DEFAULT], sort=sort, by=by, where=where or [], form=form)
 
 
 @leaderboard_app.command()
 def tables(
-    folders: Folders,
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")],
+    folders: Folders = None,
     by: Annotated[
         Literal["attack", "poison_rate", "architecture", "dataset"], typer.Option(help="What a row stands for.")
     ] = "attack",
     where: Where = None,
+    critical_difference: Annotated[
+        bool,
+        typer.Option(
+            "--critical-difference", help="Draw mean ranks and which of them the records cannot separate, too."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the paper's tables (Markdown, LaTeX, CSV) and its figures of sweeps for these records."""
-    from clp_plugin.cli.commands.leaderboard import write_tables
+    """Write the paper's tables (Markdown, LaTeX, CSV) and figures for these records, and figures that compare methods."""
+    from clp_plugin.cli.commands.leaderboard_tables import write_tables
 
-    write_tables(folders, out, by=by, where=where or [], as_json=as_json)
+    write_tables(
+        folders or [_DEFAULT], out, by=by, where=where or [], critical_difference=critical_difference, as_json=as_json
+    )
 
 
 @leaderboard_app.command()
 def page(
-    folders: Folders,
+    folders: Folders = None,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Leaderboard",
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML file with leaderboard, comparison and records, which needs no network."""
-    from clp_plugin.cli.commands.leaderboard import write_page
+    from clp_plugin.cli.commands.leaderboard_page import write_page
 
-    write_page(folders, out, title=title, where=where or [], as_json=as_json)
+    write_page(folders or [_DEFAULT], out, title=title, where=where or [], as_json=as_json)

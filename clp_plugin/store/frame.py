@@ -18,7 +18,8 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     Returns:
         Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
         protocol, budget, status, error, seconds, pruned``, then ``before_*`` and ``after_*`` for each metric, ``der``,
-        ``apart`` (the most test images on which a toolbox's own ACC, ASR or RA differs from ours) and ``created``.
+        ``reported_acc, reported_asr, reported_ra`` (a toolbox's own numbers), ``apart`` (the most test images on which one of
+        them differs from ours) and ``created``.
     """
     import pandas as pd
 
@@ -43,6 +44,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     return {
         **row,
         "der": outcome.der,
+        **{f"reported_{key}": (outcome.reported or {}).get(key) for key in ("acc", "asr", "ra")},
         "apart": max(outcome.images_apart.values(), default=None),
         "created": outcome.created,
     }

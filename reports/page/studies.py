@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clp_plugin.selection.outliers import z_scores
 from clp_plugin.store.outcomes import Outcome
 
-from ..tables import method_label
+from ..labels import method_label
 
 _DIGITS = 5  # significant digits of what is only drawn
 

@@ -13,7 +13,7 @@ from command_line import bench, refused
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.comparison import comparison_figure, correlation_figure
-from clp_plugin.reports.tables import method_label
+from clp_plugin.reports.labels import method_label
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome, save_outcome
 

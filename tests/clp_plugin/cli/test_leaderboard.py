@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from command_line import bench, refused
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
 CELL = {
-    "record", "attack", "dataset", "architecture", "method", "implementation", "seed", "protocol", "status", "before_acc",
-    "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds", "error",
+    "record", "attack", "dataset", "architecture", "method", "label", "implementation", "options", "seed", "protocol", "budget",
+    "status", "before_acc", "before_asr", "before_base_rate", "after_acc", "after_asr", "after_ra", "der", "seconds", "pruned",
+    "reported_acc", "reported_asr", "reported_ra", "apart", "error",
 }  # fmt: skip
+
+
+FIGURES = ("sweeps", "matrix", "tradeoff", "effectiveness", "cost")
 
 
 def store(root: Path, record: str, method: str, asr: float, **changes: Any) -> None:
@@ -54,8 +59,32 @@ def test_cells_methods_and_statements_are_told_to_scripts(runs: Path) -> None:
 def test_people_see_the_same_table(runs: Path) -> None:
     shown = bench("leaderboard", "show", runs / "badnets-seed0", runs / "badnets-seed1", "--sort", "asr")
     assert shown.code == 0
-    assert "20.00" in shown.out
+    assert "20.0" in shown.out
     assert "removed: ASR falls to 10 % or less" in shown.err
+
+
+def test_programs_get_csv_markdown_and_latex(runs: Path) -> None:
+    csv = pd.read_csv(io.StringIO(bench("leaderboard", "show", runs, "--csv", "--by", "attack").out))
+    assert csv.groupby("attack")["asr"].min().to_dict() == pytest.approx({"badnets": 0.2, "wanet": 0.8})
+    markdown = bench("leaderboard", "show", runs, "--markdown").out
+    assert "| clp" in markdown
+    assert "removed: ASR falls" in markdown
+    assert r"\toprule" in bench("leaderboard", "show", runs, "--latex").out
+    assert "expected one form, found --json and --csv" in refused("leaderboard", "show", runs, "--csv", "--json")
+
+
+def test_groups_are_ranked_apart(runs: Path) -> None:
+    told = bench("leaderboard", "show", runs, "--by", "attack", "--json").json
+    assert {name: [row["label"] for row in group["methods"]] for name, group in told["groups"].items()} == {
+        "badnets": ["clp", "ft"], "wanet": ["ft", "clp"],
+    }  # fmt: skip
+    assert len(told["methods"]) == 2
+
+
+def test_without_a_folder_it_is_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.rename(runs.with_name("runs"))
+    monkeypatch.chdir(runs.parent)
+    assert len(bench("leaderboard", "show", "--json").json["cells"]) == 6
 
 
 def test_one_outcome_below_two_folders_counts_once(runs: Path) -> None:
@@ -65,6 +94,8 @@ def test_one_outcome_below_two_folders_counts_once(runs: Path) -> None:
 def test_outcomes_are_chosen_by_their_columns(runs: Path) -> None:
     told = bench("leaderboard", "show", runs, "--where", "attack=wanet", "--where", "method=clp", "--json").json
     assert [(cell["attack"], cell["method"]) for cell in told["cells"]] == [("wanet", "clp")]
+    both = ("--where", "method=clp", "--where", "method=ft")
+    assert len(bench("leaderboard", "show", runs, *both, "--json").json["cells"]) == 6
     assert "there are: badnets, wanet" in refused("leaderboard", "show", runs, "--where", "attack=nope")
     assert "unknown column 'attacks'" in refused("leaderboard", "show", runs, "--where", "attacks=nope")
     assert "expected COLUMN=VALUE" in refused("leaderboard", "show", runs, "--where", "attack")
@@ -74,7 +105,8 @@ def test_tables_of_the_paper_and_the_figure_of_sweeps_are_written(runs: Path, tm
     out = tmp_path / "tables"
     told = bench("leaderboard", "tables", runs, "--out", out, "--json").json
     assert {path.name for path in out.iterdir()} == set(told["files"]) == {
-        "performance.md", "performance.tex", "performance.csv", "seconds.csv", "sweeps.png", "sweeps.pdf",
+        "performance.md", "performance.tex", "performance.csv", "seconds.md", "seconds.tex", "seconds.csv", "outcomes.csv",
+        "matrix.md", *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
     }  # fmt: skip
     table = pd.read_csv(out / "performance.csv", index_col="attack")
     assert table.loc["badnets", "clp ASR"] == pytest.approx(20)
@@ -85,6 +117,34 @@ def test_the_figure_of_sweeps_keeps_to_the_chosen_outcomes(runs: Path, tmp_path:
     out = tmp_path / "tables"
     told = bench("leaderboard", "tables", runs, "--out", out, "--where", "attack=badnets", "--json").json
     assert "sweeps.png" not in told["files"]  # only the record of wanet was swept
+
+
+def test_channel_tables_become_figure_3_a_record(runs: Path, tmp_path: Path) -> None:
+    table = pd.DataFrame({"layer": "conv", "channel": range(9), "sigma": range(9), "tac": range(9), "pruned": False})
+    for parent in (runs, runs / "more"):
+        store(parent, "sig-seed0", "clp", 0.5, seconds=float(len(parent.parts)))
+        folder = parent / "sig-seed0" / "analysis" / "correlate-paper-reshaped-l2"
+        folder.mkdir(parents=True)
+        table.to_csv(folder / "tac.csv", index=False)
+    told = bench("leaderboard", "tables", runs, "--out", tmp_path / "tables", "--json").json
+    assert {name for name in told["files"] if name.startswith("uclc_tac") and name.endswith("png")} == {
+        "uclc_tac.png", "uclc_tac-sig-seed0.png", "uclc_tac-sig-seed0-2.png",
+    }  # fmt: skip
+
+
+def test_what_scripts_reported_is_a_table_of_its_own(runs: Path, tmp_path: Path) -> None:
+    store(runs, "badnets-seed0", "anp", 0.4, implementation="bb", reported={"asr": 0.5})
+    told = bench("leaderboard", "tables", runs, "--out", tmp_path / "tables", "--json").json
+    assert {"reported.md", "reported.csv"} <= set(told["files"])
+    (row,) = pd.read_csv(tmp_path / "tables" / "reported.csv").to_dict("records")
+    assert (row["after_asr"], row["reported_asr"], row["apart"]) == (0.4, 0.5, 9)
+    assert "what toolboxes' scripts measured" in bench("leaderboard", "show", runs).out
+
+
+def test_ranks_of_too_few_records_are_refused_before_anything_is_written(runs: Path, tmp_path: Path) -> None:
+    told = refused("leaderboard", "tables", runs, "--out", tmp_path / "tables", "--critical-difference")
+    assert "at least 3 methods" in told
+    assert not (tmp_path / "tables").exists()
 
 
 def test_a_page_holds_runs_and_stored_sweeps(runs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""``bench leaderboard tables``: the paper's tables and figures, and the comparison of methods, for anybody's own records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clp_plugin.cli.commands.chosen import Chosen, choose, plain_rows
+from clp_plugin.cli.console import emit_json, say
+from clp_plugin.files.atomic import filled_folder, write_text_atomically
+from clp_plugin.store.analyses import channel_table, sweep_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Row = Literal["attack", "poison_rate", "architecture", "dataset"]
+
+
+def write_tables(
+    folders: Sequence[Path], out: Path, *, by: Row, where: Sequence[str], critical_difference: bool, as_json: bool
+) -> None:
+    """Write all tables and figures that the outcomes, and what else was measured of their records, give.
+
+    Args:
+        folders: Records, or folders that hold records.
+        out: The folder to fill.
+        by: The column that makes the rows of the performance table.
+        where: Conditions that the outcomes must meet.
+        critical_difference: Whether to draw the methods' mean ranks too.
+        as_json: Whether to print for scripts.
+    """
+    from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.tables import to_csv
+
+    chosen = choose(folders, where)
+    figures = _figures(chosen, by, critical_difference=critical_difference)
+    texts, rows = _tables(chosen.frame, by)
+    with filled_folder(out):
+        for name, text in texts.items():
+            write_text_atomically(out / name, text)
+        for name, each in rows.items():
+            to_csv(each, out / name)
+        drawn = [path.name for name, figure in figures.items() for path in save_figure(figure, out / name)]
+    lacking = [
+        what for what in ("sweep", "correlate") if not any(name.startswith(_DRAWN_FROM[what]) for name in figures)
+    ]
+    for command in lacking:
+        say(f"no figure from `bench {command}`: run it on some of the records first")
+    written = [*texts, *rows, *drawn]
+    if as_json:
+        emit_json({"rows": rows["performance.csv"], "files": written})
+    else:
+        say(f"wrote {', '.join(written)} to {out}")
+
+
+_DRAWN_FROM = {"sweep": "sweeps", "correlate": "uclc_tac"}
+
+
+def _tables(frame: pd.DataFrame, by: Row) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+    """File name to text, and file name to rows."""
+    from clp_plugin.reports.board import reported_rows
+    from clp_plugin.reports.latex import latex_rows
+    from clp_plugin.reports.matrix import matrix_markdown
+    from clp_plugin.reports.paper import performance_table, table_latex, table_markdown, time_table
+    from clp_plugin.reports.tables import outcome_rows, to_markdown
+
+    table, seconds = performance_table(frame, by=by), _flat(time_table(frame), "architecture")
+    caption = f"ACC and ASR in percent by {by.replace('_', ' ')}, before and after each method"
+    texts = {
+        "performance.md": table_markdown(table),
+        "performance.tex": table_latex(table, caption),
+        "seconds.md": to_markdown(seconds),
+        "seconds.tex": latex_rows(seconds, "Mean seconds of each method itself, without loading and evaluation"),
+        "matrix.md": matrix_markdown(frame),
+    }
+    rows = {"performance.csv": _flat(table, by), "seconds.csv": seconds, "outcomes.csv": outcome_rows(frame)}
+    if told := reported_rows(frame):
+        texts["reported.md"], rows["reported.csv"] = to_markdown(told), told
+    return texts, rows
+
+
+def _figures(chosen: Chosen, by: Row, *, critical_difference: bool) -> dict[str, Figure]:
+    """File name without suffix to figure."""
+    from clp_plugin.reports.comparison import correlation_figure
+    from clp_plugin.reports.critical import critical_difference_figure
+    from clp_plugin.reports.matrix import matrix_figure
+    from clp_plugin.reports.paper import channels_figure, sweeps_figure
+    from clp_plugin.reports.ranking import has_backdoor, per_record
+    from clp_plugin.reports.tradeoffs import cost_figure, effectiveness_figure, tradeoff_figure
+
+    figures = {"matrix": matrix_figure(chosen.frame)}
+    if has_backdoor(per_record(chosen.frame)).any():
+        figures |= {
+            "tradeoff": tradeoff_figure(chosen.frame),
+            "effectiveness": effectiveness_figure(chosen.frame),
+            "cost": cost_figure(chosen.frame),
+        }
+    if critical_difference:
+        figures["critical_difference"] = critical_difference_figure(chosen.frame)
+    if sweeps := _sweeps(chosen.records, "architecture" if by == "architecture" else "attack"):
+        figures["sweeps"] = sweeps_figure(sweeps)
+    channels = {path: table for path in chosen.records if (table := channel_table(Path(path))) is not None}
+    if channels:
+        names = _short_names(channels)
+        figures["uclc_tac"] = correlation_figure({names[path]: table for path, table in channels.items()})
+        figures |= {f"uclc_tac-{names[path]}": channels_figure(table) for path, table in channels.items()}
+    return figures
+
+
+def _short_names(paths: Mapping[str, object]) -> dict[str, str]:
+    """The name of each folder, numbered where several have it."""
+    names: dict[str, str] = {}
+    for path in paths:
+        name, taken = Path(path).name, set(names.values())
+        again = (f"{name}-{number}" for number in range(2, len(paths) + 2))
+        names[path] = next(each for each in (name, *again) if each not in taken)
+    return names
+
+
+def _sweeps(records: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, list[Sequence[dict[str, Any]]]]:
+    """Attack or architecture to the sweeps of its records, of those that have one."""
+    panels: dict[str, list[Sequence[dict[str, Any]]]] = {}
+    for record, facts in records.items():
+        if (table := sweep_table(Path(record))) is not None:
+            panels.setdefault(str(facts.get(by)), []).append(plain_rows(table))
+    return panels
+
+
+def _flat(table: pd.DataFrame, first: str) -> list[dict[str, Any]]:
+    """Rows of a table whose columns may have two names."""
+    names = [" ".join(column) if isinstance(column, tuple) else str(column) for column in table.columns]
+    return plain_rows(table.set_axis(names, axis=1).rename_axis(first).reset_index())

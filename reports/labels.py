@@ -1,0 +1,67 @@
+"""What a method is called where several stand side by side: whose code, which options, and whether test data chose for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+
+_SAME_METHOD = ["method", "implementation", "protocol"]
+
+
+def method_label(method: str, implementation: str, protocol: str, changes: str = "") -> str:
+    """``"anp, lr=0.1 (backdoorbench, oracle)"``: what tells runs apart, whose code ran unless it is ours, and ``oracle``
+    if test data chose a parameter.
+    """
+    remarks = [] if implementation == "clp_plugin" else [implementation]
+    if protocol == "oracle":
+        remarks.append("oracle")
+    name = f"{method}, {changes}" if changes else method
+    return f"{name} ({', '.join(remarks)})" if remarks else name
+
+
+def method_labels(frame: pd.DataFrame) -> list[str]:
+    """Name the method of each outcome.
+
+    Args:
+        frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
+
+    Returns:
+        One :func:`method_label` a row. Options and budget are part of it where one method was run with several on one
+        record; options that only follow from the data set are not.
+    """
+    changes = pd.Series("", index=frame.index)
+    for _, runs in frame.groupby(_SAME_METHOD, sort=False, dropna=False):
+        settings = runs["options"] + "\n" + runs["budget"]
+        if settings.groupby([runs["sha256"], runs["record"]], dropna=False).nunique().max() > 1:
+            changes[runs.index] = settings.map(_told_apart(list(dict.fromkeys(settings))))
+    facts = zip(*(frame[column] for column in _SAME_METHOD), changes, strict=True)
+    return [method_label(*fact) for fact in facts]
+
+
+def _told_apart(settings: Sequence[str]) -> dict[str, str]:
+    """Each of some options and budgets to the few values that tell it from the others: ``"u=2, layers=fused"``."""
+    held = [_values(each) for each in settings]
+    chosen: list[str] = []
+    distinct = 1
+    for name in dict.fromkeys(name for values in held for name in values):
+        split = len({tuple(values.get(each) for each in (*chosen, name)) for values in held})
+        if split > distinct:
+            chosen.append(name)
+            distinct = split
+    return {
+        text: ", ".join(f"{name}={values[name]}" for name in chosen if name in values)
+        for text, values in zip(settings, held, strict=True)
+    }
+
+
+def _values(settings: str) -> dict[str, str]:
+    options, _, budget = settings.partition("\n")
+    return {**{name: _shown(value) for name, value in json.loads(options).items()}, "budget": budget}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.12g}" if isinstance(value, float) else json.dumps(value)
