@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from kill_runs import COMMANDS, kill_at_each_step, several_at_a_time, tiny_matrix  # noqa: E402
+from kill_runs import COMMANDS, kill_at_each_step, several_at_a_time, tiny_attacks  # noqa: E402
 
-KILLED_AT = {"attack": (5, 15), "defend": (3, 9), "sweep": (2, 6), "compare": (4, 9), "matrix": (10, 40)}
+KILLED_AT = {"attack": (5, 15), "defend": (3, 9), "sweep": (2, 6), "compare": (4, 9), "grid": (10, 40)}
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     print("| --- | --: | --: | --: |")
     for name in names:
         start, rounds = time.perf_counter(), KILLED_AT.get(name, ())
-        with tempfile.TemporaryDirectory() as folder, tiny_matrix():
+        with tempfile.TemporaryDirectory() as folder, tiny_attacks():
             killed = kill_at_each_step(name, Path(folder, "alone"))
             for at in rounds:
                 several_at_a_time(name, Path(folder, f"beside-{at}"), kill_first_at=at)

@@ -86,7 +86,7 @@ class BackdoorBench(
         """
         found = checkout.find_checkout(BACKDOORBENCH, request.root, record=record)
         defense = defense_named(method)
-        target = record / "defense" / defense.folder
+        target = request.destination or record / "defense" / defense.folder
         _require_free(target, force=request.force)
         result = self.attack_facts(record, trust=request.trust)
         data = find_data_root(result, checkout=found.root)

@@ -28,10 +28,12 @@ def run_toolbox_defense(
     request: RunRequest,
     reuse: bool = False,
     command: str = "",
+    before: Judgement | None = None,
 ) -> tuple[ToolboxResult, DefenseRun]:
     """Run a toolbox's defense, or read back an earlier result, measure it, and store the outcome beside its files.
 
-    A run that fails is stored as failed, beside what it printed, until one of that method ends well.
+    A run that fails is stored as failed, beside what it printed, until one of that method ends well. Where the request has a
+    destination of its own no outcome is stored: whoever chose it keeps the books.
 
     Args:
         adapter: The adapter of the toolbox whose record it is.
@@ -40,6 +42,7 @@ def run_toolbox_defense(
         request: How its script is to run.
         reuse: Measure the result that is there instead of running.
         command: The command line, for the outcome.
+        before: What the attacked model does, if that is known already.
 
     Raises:
         ToolboxError: If the script fails, or leaves nothing that can be used.
@@ -49,21 +52,23 @@ def run_toolbox_defense(
         method, request.options, request.seed, request.device, command, record.provenance,
         implementation=record.provenance.toolbox, budget="unknown",
     )  # fmt: skip
-    with claimed(record.folder / DEFENSES / method, wait=False):  # until the outcome lies beside the result
+    place = request.destination or record.folder / DEFENSES / method
+    with claimed(place, wait=False):  # until the outcome lies beside the result
         if reuse:
             result = adapter.read_defense(record.folder, method)
         else:
-            with _failure_stored(record, facts):
+            with contextlib.nullcontext() if request.destination else _failure_stored(record, facts):
                 result = adapter.run_defense(record.folder, method, request)
         run = judged(
             record,
             Repaired(result.model, log=_log(result)),
             _as_it_ran(facts, result),
             seconds=result.seconds,
-            before=_before(record, facts),
+            before=before or _before(record, facts),
             reported=result.reported,
         )
-        save_outcome(run.outcome, result.folder / TOOLBOX_OUTCOME)
+        if request.destination is None:
+            save_outcome(run.outcome, result.folder / TOOLBOX_OUTCOME)
     return result, run
 
 

@@ -15,7 +15,6 @@ from clp_plugin.cli.requests import (
     AttackRequest,
     CorrelateRequest,
     DefendRequest,
-    MatrixRequest,
     RecordRequest,
     ScanRequest,
     SweepRequest,
@@ -107,15 +106,6 @@ def defend(request: DefendRequest, *, typed: frozenset[str], as_json: bool) -> N
 
         refuse(typed, "reuse", "time_limit", "fast_cpu", where="without --impl toolbox")
         defend_record(request, as_json=as_json)
-
-
-@app.command()
-@takes(MatrixRequest)
-def matrix(request: MatrixRequest, *, typed: frozenset[str], as_json: bool) -> None:
-    """Run every defense on every attack on the built-in bench. What is there already is not run again."""
-    from clp_plugin.cli.commands.matrix import run_matrix
-
-    run_matrix(request, as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,8 @@ from clp_plugin.errors import ClpError, ConfigError
 from clp_plugin.text import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from clp_plugin.types import Progress
 
 _STOPPED = 130  # what shells report for Ctrl-C
@@ -104,6 +106,14 @@ def progress_bar(label: str) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _plain_progress(label)
         return
+    with terminal_bars() as bars:
+        task = bars.add_task(printable(label), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def terminal_bars() -> Iterator[Bars]:
+    """Bars with time left on standard error, a line each, which are gone when the block ends."""
     from rich import progress
     from rich.console import Console
 
@@ -114,8 +124,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(printable(label), total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield bars
 
 
 def _plain_progress(label: str) -> Progress:
@@ -214,5 +223,8 @@ def _forget_output() -> None:
 
 
 def _stopped() -> int:
-    say("stopped; an attack goes on where it was when the same command is given again, anything else starts anew")
+    say(
+        "stopped; when the same command is given again, an attack or a leaderboard run goes on where it was, "
+        "anything else starts anew"
+    )
     return _STOPPED

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from clp_plugin.cli.options import AsJson
+from clp_plugin.cli.grid_request import GridRequest
+from clp_plugin.cli.options import AsJson, takes
 
 leaderboard_app = typer.Typer(
     no_args_is_help=True,
-    help="Rank all methods over all records whose outcomes lie below some folders: a table, the paper's tables and figures, "
-    "or one HTML file that people explore.",
+    help="Run methods on records of any toolbox, and rank them over all outcomes that lie below some folders: a table, the "
+    "paper's tables and figures, or one HTML file that people explore.",
 )
 Folders = Annotated[
     list[Path] | None, typer.Argument(help="Records, or folders that hold records, of any toolbox; default: runs.")
@@ -26,6 +27,27 @@ Where = Annotated[
 SortedBy = Literal["der", "acc", "asr", "ra"]
 GroupedBy = Literal["attack", "dataset", "architecture", "poison_rate", "toolbox", "record"]
 _DEFAULT = Path("runs")
+
+
+@leaderboard_app.command()
+@takes(GridRequest)
+def run(request: GridRequest, *, typed: frozenset[str], as_json: bool) -> None:
+    """Run every method on every record, and store an outcome a cell. What is there already is not run again."""
+    from clp_plugin.cli.commands.leaderboard_run import run_grid
+
+    run_grid(request, typed=typed, as_json=as_json)
+
+
+@leaderboard_app.command()
+def add(
+    sources: Annotated[list[Path], typer.Argument(help="Outcomes from elsewhere: files, or folders that hold some.")],
+    to: Annotated[Path, typer.Option(help="The leaderboard's folder.")] = Path("runs/leaderboard"),
+    as_json: AsJson = False,
+) -> None:
+    """Let outcomes of somebody else's machine join, and say of which records and by whom they are."""
+    from clp_plugin.cli.commands.leaderboard_add import add_outcomes
+
+    add_outcomes(sources, to, as_json=as_json)
 
 
 @leaderboard_app.command()

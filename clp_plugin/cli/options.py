@@ -19,6 +19,8 @@ NormName = Literal["reshaped", "exact"]
 ScaleName = Literal["paper", "small"]
 ProtocolName = Literal["defender", "oracle"]
 Implementation = Literal["own", "toolbox"]
+AgainName = Literal["only-missing", "failed", "all", "never"]
+ExecutorName = Literal["local", "ray"]
 MAX_SEED = 2**32 - 1  # what numpy's and torch's generators both take
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -41,6 +43,10 @@ Scale = Annotated[
 ]
 ProtocolChoice = Annotated[
     ProtocolName, typer.Option("--protocol", help="oracle: choose thresholds by the test set, as toolboxes do; marked.")
+]
+NBudget = Annotated[
+    int | None,
+    typer.Option(help="Images that a defense with a budget sees. Default: 500, or all of a record that has fewer."),
 ]
 Arch = Annotated[
     str | None,

@@ -22,6 +22,7 @@ from clp_plugin.cli.options import (
     Implementation,
     Key,
     Layers,
+    NBudget,
     Norm,
     NormName,
     NumClasses,
@@ -178,10 +179,7 @@ class DefendRequest:
     parity: Parity = False
     option: Given = field(default_factory=list)
     scale: Scale = "paper"
-    n_budget: Annotated[
-        int | None,
-        typer.Option(help="Images that a defense with a budget sees. Default: 500, or all of a record that has fewer."),
-    ] = None
+    n_budget: NBudget = None
     protocol: ProtocolChoice = "defender"
     sweep: Annotated[
         str | None,
@@ -211,28 +209,6 @@ class DefendRequest:
             "pairing": "registration" if self.parity else None,
         }
         return {**parse_options(self.option), **{name: value for name, value in named.items() if value is not None}}
-
-
-@dataclass(frozen=True)
-class MatrixRequest:
-    """What ``bench matrix`` is asked for."""
-
-    out: Annotated[Path, typer.Option(help="Folder for the records, their outcomes and the tables.")] = Path(
-        "runs/matrix"
-    )
-    attack: Annotated[
-        list[str],
-        typer.Option(help="Again and again; NAME:all for all-to-all, NAME:3 for target 3. Default: all there are."),
-    ] = field(default_factory=list)
-    defense: Annotated[list[str], typer.Option(help="Again and again. Default: all there are.")] = field(
-        default_factory=list
-    )
-    seeds: Annotated[str, typer.Option(help="0,1 or 0:3; of attacks and defenses.")] = "0,1"
-    preset: Annotated[str, typer.Option(help="Of the attacks: small, demo or clp-paper.")] = "small"
-    scale: Scale = "small"
-    protocol: ProtocolChoice = "defender"
-    device: Device = "auto"
-    registry: Registry = None
 
 
 @dataclass(frozen=True)

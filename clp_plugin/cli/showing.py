@@ -13,7 +13,6 @@ from clp_plugin.store.outcomes import Outcome
 from clp_plugin.types import Metrics
 
 if TYPE_CHECKING:
-    from clp_plugin.bench.grid import Cell
     from clp_plugin.bench.run import DefenseRun
     from clp_plugin.evidence.correlation import Correlation
     from clp_plugin.evidence.sweep import SweepRow
@@ -95,19 +94,6 @@ def show_toolbox_defense(run: DefenseRun, result: ToolboxResult) -> None:
     if result.oracle:
         say(f"oracle: {result.oracle}")
     say(f"wrote {TOOLBOX_OUTCOME} beside the toolbox's own files in {result.folder}")
-
-
-def show_cell(cell: Cell) -> None:
-    """One line about a cell of a grid that was run now."""
-    outcome, name = cell.outcome, f"{cell.outcome.method} on {cell.record}"
-    if outcome.before is None or outcome.after is None:
-        say(f"{name} failed: {outcome.error}")
-        return
-    changes = ", ".join(
-        f"{key.upper()} {100 * (getattr(outcome.before, key) or 0):.1f} -> {100 * (getattr(outcome.after, key) or 0):.1f}"
-        for key in ("acc", "asr")
-    )
-    say(f"{name}: {changes}, {outcome.seconds:.1f} s")
 
 
 def _title(run: DefenseRun) -> str:

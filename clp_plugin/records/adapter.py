@@ -61,6 +61,8 @@ class RunRequest:
         progress: Called with the steps done and in all by an adapter that counts them.
         reuse: For attacks: take the record of these very settings if it is there already.
         catalogue: For attacks: the catalogue of what is on offer, for a toolbox whose attacks others may add to.
+        destination: For defenses: the folder for the result, so that several runs of one method stand side by side; where the
+            toolbox itself puts it if None.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class RunRequest:
     progress: Progress | None = None
     reuse: bool = False
     catalogue: Catalogue | None = None
+    destination: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ FLOORS = (
 )
 LIGHT = {
     "cli.app",
+    "cli.grid_request",
     "cli.leaderboard",
     "cli.options",
     "cli.requests",

@@ -60,18 +60,18 @@ COMMANDS = {
     "compare": Command(
         ["compare", "--record", "{}/record", "--out", "{}/compared"], ["attack", "defend", "defend bnp", "correlate"]
     ),
-    "matrix": Command(
+    "grid": Command(
         [
-            "matrix", "--out", "{}/matrix", "--attack", "badnets", "--defense", "clp", "--defense", "bnp", "--seeds", "3",
-            "--device", "cpu",
+            "leaderboard", "run", "--out", "{}/grid", "--attack", "badnets", "--attack-seeds", "3", "--method", "clp",
+            "--method", "bnp", "--seeds", "3", "--workers", "0", "--device", "cpu",
         ]
     ),
 }  # fmt: skip
 
 
 @contextlib.contextmanager
-def tiny_matrix() -> Iterator[None]:
-    """Inside, the preset of ``bench matrix`` is as small as the attack of ``COMMANDS``."""
+def tiny_attacks() -> Iterator[None]:
+    """Inside, the preset of ``bench leaderboard run`` is as small as the attack of ``COMMANDS``."""
     recipe = Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32")
     small = replace(
         settings.PRESETS["small"], recipe=recipe, n_train=300, n_test=40, model_options={"width": 2, "blocks": (1,)}

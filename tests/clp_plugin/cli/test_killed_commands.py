@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from command_line import bench
 from interruptions import content, needs_fork
-from kill_runs import COMMANDS, kill_at_each_step, prepared, several_at_a_time, tiny_matrix, tree
+from kill_runs import COMMANDS, kill_at_each_step, prepared, several_at_a_time, tiny_attacks, tree
 
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
 # Every so-manieth step of each command, which all together take a minute.
-EVERY = {"attack": 14, "defend": 8, "sweep": 8, "scan": 12, "compare": 9, "matrix": 45}
+EVERY = {"attack": 14, "defend": 8, "sweep": 8, "scan": 12, "compare": 9, "grid": 45}
 
 
 @pytest.fixture(autouse=True)
 def small() -> Iterator[None]:
-    with tiny_matrix():
+    with tiny_attacks():
         yield
 
 
@@ -72,16 +72,17 @@ def test_a_killed_command_run_again_ends_as_if_nothing_had_happened(name: str, t
 @needs_fork
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "killed_at"), [("attack", None), ("defend", None), ("defend", 9), ("matrix", 30), ("sweep", 6)]
+    ("name", "killed_at"), [("attack", None), ("defend", None), ("defend", 9), ("grid", 30), ("sweep", 6)]
 )
 def test_several_at_a_time_end_as_one_alone(name: str, killed_at: int | None, tmp_path: Path) -> None:
-    several_at_a_time(name, tmp_path, processes=2 if name == "matrix" else 3, kill_first_at=killed_at)
+    several_at_a_time(name, tmp_path, processes=2 if name == "grid" else 3, kill_first_at=killed_at)
 
 
 @pytest.mark.slow
-def test_a_matrix_runs_no_cell_again(tmp_path: Path) -> None:
-    place = prepared("matrix", tmp_path / "runs")
-    COMMANDS["matrix"].run(place)
-    before = tree(place), {path: path.stat().st_mtime_ns for path in place.rglob("outcome.json")}
-    COMMANDS["matrix"].run(place)
-    assert (tree(place), {path: path.stat().st_mtime_ns for path in place.rglob("outcome.json")}) == before
+def test_a_grid_runs_no_cell_again(tmp_path: Path) -> None:
+    place = prepared("grid", tmp_path / "runs")
+    COMMANDS["grid"].run(place)
+    before = tree(place), {path: path.stat().st_mtime_ns for path in place.rglob("*.json")}
+    assert len(before[1]) >= 2
+    COMMANDS["grid"].run(place)
+    assert (tree(place), {path: path.stat().st_mtime_ns for path in place.rglob("*.json")}) == before

@@ -131,7 +131,7 @@ def test_a_seed_that_no_generator_takes_is_a_mistake(command: list[str], seed: s
 
 @pytest.mark.parametrize("seeds", ["0:99999999999999999999", "3,99999999999", "-1", "-2:3", "3:3", "0:x"])
 def test_seeds_that_no_generator_takes_are_a_mistake(seeds: str) -> None:
-    assert "--seeds: expected whole numbers" in refused("matrix", "--seeds", seeds)
+    assert "--seeds: expected whole numbers" in refused("leaderboard", "run", "--attack", "badnets", "--seeds", seeds)
 
 
 LONG = "x" * 300  # longer than any file system's names
