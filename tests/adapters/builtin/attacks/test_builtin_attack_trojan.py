@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
-from small_attack import run_attack, small_attack
+from small_attack import small_attack
 from torch import nn
 
 from clp_plugin.adapters.builtin.attack import initial_model
@@ -21,8 +17,6 @@ from clp_plugin.adapters.builtin.attacks import trojan as trojan_module
 from clp_plugin.adapters.builtin.attacks.catalogue import create_attack
 from clp_plugin.adapters.builtin.attacks.trojan import Trojan, classifier_head, head_inputs, strongest_units
 from clp_plugin.adapters.builtin.digits import compose
-from clp_plugin.adapters.builtin.record import BuiltinAdapter
-from clp_plugin.adapters.builtin.record_files import read_description, read_trigger
 from clp_plugin.adapters.builtin.scene import Scene
 from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages, normalize
@@ -119,23 +113,6 @@ def test_preparing_makes_another_attack_and_leaves_the_first(initial: Trojan, pr
     assert (prepared.patch.dtype, prepared.patch.shape) == (np.uint8, (3, 3, 3))
 
 
-def test_the_seed_decides_the_patch_and_the_global_generator_stays(initial: Trojan, scene: Scene) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    short = replace(initial, steps=3)
-    patch = short.prepare(scene).patch
-    assert torch.equal(torch.rand(1), expected)
-    assert np.array_equal(short.prepare(scene).patch, patch)
-    assert not np.array_equal(short.prepare(replace(scene, seed=1)).patch, patch)
-    assert not np.array_equal(Trojan.create(SHAPE, seed=1).patch, initial.patch)
-
-
-@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 3), ((3, 64, 64), 5), ((3, 64, 63), 3), ((1, 224, 224), 5)])
-def test_the_default_size_follows_the_image(shape: tuple[int, int, int], size: int) -> None:
-    assert Trojan.create(shape, seed=0).patch.shape == (shape[0], size, size)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,7 +124,6 @@ def test_the_default_size_follows_the_image(shape: tuple[int, int, int], size: i
         ({"neurons": 0}, "trojan: expected neurons of at least 1, found 0"),
         ({"steps": 2.5}, r"expected steps of at least 1, found 2.5; give a whole number"),
         ({"clean_epochs": 0}, "expected clean_epochs of at least 1"),
-        ({"alpha": 1}, "unknown option .* known: clean_epochs, inset, neurons, size, steps"),
     ],
 )
 def test_impossible_options_are_told(options: dict[str, object], message: str) -> None:
@@ -171,31 +147,10 @@ def test_a_network_without_a_linear_classifier_is_told() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"patch": None},
-        {"inset": None},
         {"inset": -1},
-        {"units": None},
         {"units": ["1"]},
-        {"patch": {"shape": [4], "base64": "AAAAAA=="}},
     ],
 )
 def test_damaged_json_is_told(damage: dict[str, object]) -> None:
     with pytest.raises(RecordError, match="trigger"):
         Trojan.from_json({**Trojan.create(SHAPE, seed=0).to_json(), **damage}, {})
-
-
-def test_read_back_from_json_it_poisons_alike(prepared: Trojan) -> None:
-    again = Trojan.from_json(json.loads(json.dumps(prepared.to_json())), {})
-    pixels, _ = small_digits(4, "test")
-    assert np.array_equal(again.poison(pixels), prepared.poison(pixels))
-    assert (again.units, again.inset) == (prepared.units, 2)
-
-
-def test_a_record_holds_the_optimised_patch(tmp_path: Path) -> None:
-    out = run_attack(SETTINGS, tmp_path / "x", attack_type=Trojan)
-    record, arrays = BuiltinAdapter().open(out), load_file(out / "images.safetensors")
-    again = Trojan.from_json(read_description(out).trigger, read_trigger(out))
-    twins: NDArray[np.uint8] = arrays["clean.pixels"][record.triggered.clean_index]
-    assert np.array_equal(again.poison(twins), arrays["triggered.pixels"])
-    assert len(again.units) == 2
-    assert not np.array_equal(again.patch, Trojan.create(SHAPE, seed=1).patch)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attack_scenes import RECIPE, network
+from interruptions import fork, needs_fork, wait
+from processes import alive
+from stopped_training import StopAfter, StoppedError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clp_plugin.adapters.builtin.models.build import build
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.training.hooks import Batch, BatchHook
 from clp_plugin.adapters.builtin.training.recipe import RECIPES, Recipe
@@ -27,8 +29,6 @@ from clp_plugin.errors import ConfigError, RecordError
 from clp_plugin.images import ArrayImages, augment, normalize
 from clp_plugin.networks import precision
 
-RECIPE = Recipe(epochs=3, lr=0.05, batch_size=8, crop_padding=2, flip=True, precision="float32")
-
 
 @pytest.fixture
 def images() -> ArrayImages:
@@ -37,11 +37,6 @@ def images() -> ArrayImages:
     pixels = rng.integers(0, 100, (27, 3, 8, 8), dtype=np.uint8)
     pixels[np.arange(27), labels] += 100  # the class is the brightest channel
     return ArrayImages(pixels, labels.astype(np.int64), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(7)
-    return build("resnet18", num_classes=3, width=4, blocks=(1, 1))
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -109,23 +104,6 @@ def test_the_global_generators_are_left_alone(images: ArrayImages) -> None:
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-class _KilledError(Exception):
-    pass
-
-
-class _KillAfter(BatchHook):
-    """Stops a training in its n-th batch."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
-        self.left -= 1
-        if self.left < 0:
-            raise _KilledError
-        return batch
-
-
 @pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
 @pytest.mark.parametrize("batches", [1, 3, 4, 8])  # inside an epoch and between two: an epoch has 3
 def test_a_resumed_run_ends_bit_identical(
@@ -135,11 +113,11 @@ def test_a_resumed_run_ends_bit_identical(
     whole, resumed = network(), network()
     train(whole, images, recipe, seed=0)
     state = tmp_path / "state.pt"
-    kill = _KillAfter(batches)
-    with pytest.raises(_KilledError):
+    kill = StopAfter(batches)
+    with pytest.raises(StoppedError):
         train(resumed, images, recipe, seed=0, checkpoint=state, checkpoint_seconds=0, hook=kill)
     resumed = network()
-    count = _KillAfter(10**6)
+    count = StopAfter(10**6)
     train(resumed, images, recipe, seed=0, checkpoint=state, hook=count)
     assert 10**6 - count.left == 9 - batches  # it went on, it did not begin again
     assert same(whole, resumed)
@@ -148,7 +126,7 @@ def test_a_resumed_run_ends_bit_identical(
 def test_a_finished_state_is_kept_for_the_caller_and_not_trained_again(images: ArrayImages, tmp_path: Path) -> None:
     first, again = network(), network()
     train(first, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt")
-    train(again, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt", hook=_KillAfter(0))
+    train(again, images, RECIPE, seed=0, checkpoint=tmp_path / "state.pt", hook=StopAfter(0))
     assert same(first, again)
 
 
@@ -312,48 +290,27 @@ def test_the_paper_recipe_is_that_of_section_5_1() -> None:
     assert (preset.train_share, preset.benign_share, preset.poison_rate) == (0.95, 0.01, 0.1)
 
 
-_CHILD = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_builtin_training import RECIPE, network
-from clp_plugin.adapters.builtin.training.hooks import BatchHook
-from clp_plugin.adapters.builtin.training.train import train
-from clp_plugin.images import ArrayImages
-import numpy as np
-rng = np.random.default_rng(0)
-images = ArrayImages(rng.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8), np.arange(64) % 3, (0.5,) * 3, (0.2,) * 3)
-from dataclasses import replace
-model = network()
-state = Path(sys.argv[1]) if sys.argv[1] else None
-class Slow(BatchHook):
-    def step(self, done):
-        import time; time.sleep(0.02)
-hook = Slow() if sys.argv[3] else None
-train(model, images, replace(RECIPE, epochs=20), seed=0, checkpoint=state, checkpoint_seconds=0.05, hook=hook)
-torch.save(model.state_dict(), sys.argv[2])
-"""
+class _Slow(BatchHook):
+    def step(self, done: float) -> None:
+        time.sleep(0.02)
 
 
-@pytest.mark.slow
-def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(_CHILD.format(tests=str(Path(__file__).parent)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the package under test
-    state, whole, resumed = tmp_path / "state.pt", tmp_path / "whole.pt", tmp_path / "resumed.pt"
+@needs_fork
+def test_a_process_killed_at_any_moment_loses_nothing(images: ArrayImages, tmp_path: Path) -> None:
+    state, recipe = tmp_path / "state.pt", replace(RECIPE, epochs=30)  # 90 batches
 
-    def command(*arguments: object) -> list[str]:
-        return [sys.executable, str(script), *map(str, arguments)]
+    def trained(**how: Any) -> nn.Module:
+        model = network()
+        train(model, images, recipe, seed=0, **how)
+        return model
 
-    subprocess.run(command("", whole, ""), check=True, env=environment, timeout=120)
-    victim = subprocess.Popen(command(state, resumed, "slow"), env=environment)
-    deadline = time.monotonic() + 100
-    while not state.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    victim = fork(lambda: trained(checkpoint=state, checkpoint_seconds=0.05, hook=_Slow()))
+    while not state.exists() and alive(victim):
+        time.sleep(0.01)
     time.sleep(0.3)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait(timeout=30) != 0
-    assert not resumed.exists()
-    subprocess.run(command(state, resumed, ""), check=True, env=environment, timeout=120)
-    first, second = (torch.load(path, weights_only=True) for path in (whole, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    os.kill(victim, signal.SIGKILL)
+    assert wait(victim) == -signal.SIGKILL
+    count = StopAfter(10**6)
+    resumed = trained(checkpoint=state, hook=count)
+    assert 0 < 10**6 - count.left < 90
+    assert same(resumed, trained())
