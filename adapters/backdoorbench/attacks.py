@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
@@ -20,7 +21,7 @@ from ..driving.scripts import Declared, command_line, declared_options
 from ..driving.workspace import move_in
 from . import toolbox_facts
 from .attack_result import FILE
-from .datasets import FACTS, DatasetFacts
+from .datasets import FACTS, DatasetFacts, require_no_download
 from .surroundings import add_data, backdoorbench_workspace
 
 RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
@@ -36,8 +37,25 @@ def attack_names(checkout: Path) -> list[str]:
     )
 
 
-def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) -> Path:
-    """Run an attack; its record appears when it has ended well, whole.
+@dataclass(frozen=True)
+class AttackPlan:
+    """One run of an attack, ready to start.
+
+    Attributes:
+        target: The folder of the new record.
+        dataset: The data set's name in the toolbox.
+        data: The folder of the data set.
+        script: The attack's script, and how it is to run.
+    """
+
+    target: Path
+    dataset: str
+    data: Path
+    script: Script
+
+
+def plan_attack(checkout: Checkout, name: str, method: str, request: RunRequest) -> AttackPlan:
+    """Find out all that can be known before an attack's script starts; nothing is run or written.
 
     Args:
         checkout: The toolbox's checkout.
@@ -45,13 +63,9 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
         method: The attack's script without ``.py``.
         request: Options of the script; ``dataset`` says whose configuration to take (default cifar10).
 
-    Returns:
-        The record's folder.
-
     Raises:
         ConfigError: If the attack, an option or the name cannot be used, or the record exists already.
-        RecordError: If the data set is missing.
-        ToolboxError: If the script fails.
+        RecordError: If the data set is missing, or is not the published one.
     """
     root = checkout.root
     if method not in attack_names(root):
@@ -65,15 +79,30 @@ def run_attack(checkout: Checkout, name: str, method: str, request: RunRequest) 
     declared = declared_options(root / script, *(root / common for common in _COMMON))
     options = {**_trigger_settings(root, method, declared), **_options(root, name, facts, request)}
     arguments = command_line(script, declared, options)
-    log = log_file(root / "record", f"attack-{name}")
-    with claimed(target, wait=False), backdoorbench_workspace(root) as place:
+    run = Script(script, arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
+    require_no_download(facts, data)
+    return AttackPlan(target, facts.name, data, run)
+
+
+def run_attack(checkout: Checkout, plan: AttackPlan, request: RunRequest) -> Path:
+    """Run a planned attack; its record appears when it has ended well, whole.
+
+    Returns:
+        The record's folder.
+
+    Raises:
+        ConfigError: If the record exists by now, or another run is making it.
+        ToolboxError: If the script fails.
+    """
+    target, name = plan.target, plan.target.name
+    log = log_file(target.parent, f"attack-{name}")
+    with claimed(target, wait=False), backdoorbench_workspace(checkout.root) as place:
         _require_free(target, force=request.force)  # another run may have ended since
-        add_data(place, f"data/{facts.name}", data)
-        run = Script(script, arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
-        run_script(run, place, log, report=request.report, time_limit=request.time_limit)
+        add_data(place, f"data/{plan.dataset}", plan.data)
+        run_script(plan.script, place, log, report=request.report, time_limit=request.time_limit)
         produced = place / "record" / name
         if not (produced / FILE).is_file():
-            raise ToolboxError(f"{script} ended without writing {FILE}; its output is in {log}")
+            raise ToolboxError(f"{plan.script.path} ended without writing {FILE}; its output is in {log}")
         shutil.move(log, produced / RUN_LOG)
         move_in(produced, target)
     with contextlib.suppress(OSError):  # logs of other runs that failed stay

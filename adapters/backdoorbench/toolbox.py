@@ -14,6 +14,7 @@ from clp_plugin.errors import CheckpointError, ConfigError, RecordError, Toolbox
 from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import (
     CheckoutState,
+    ChecksAttacks,
     ChecksScripts,
     InstallsToolbox,
     LocatesRecords,
@@ -29,7 +30,7 @@ from ..driving import checkout
 from ..driving.process import Script, run_script
 from ..driving.workspace import move_in
 from . import attacks, registration, state, toolbox_facts
-from .datasets import find_data_root
+from .datasets import facts_of, find_data_root, require_no_download
 from .defenses import DEFENSES, budget_of, defense_named, plan
 from .export import export_defense
 from .options import attack_options
@@ -43,6 +44,7 @@ class BackdoorBench(
     BackdoorBenchAdapter,
     LocatesRecords,
     RunsAttacks,
+    ChecksAttacks,
     RunsDefenses,
     WritesResults,
     InstallsToolbox,
@@ -81,7 +83,7 @@ class BackdoorBench(
 
         Raises:
             ConfigError: If the defense, an option or the record's network cannot be used, or a result is there already.
-            RecordError: If something of the record or its data set is missing.
+            RecordError: If something of the record or its data set is missing, or the data set is not the published one.
             ToolboxError: If the script fails, or leaves a result that cannot be used.
         """
         found = checkout.find_checkout(BACKDOORBENCH, request.root, record=record)
@@ -100,6 +102,7 @@ class BackdoorBench(
                 found.root, method, result, request.options, record_name=name, device=request.device,
                 seed=request.seed, mixed_precision=request.fast_cpu or request.device != "cpu",
             )  # fmt: skip
+            require_no_download(facts_of(result.dataset, result.folder), data)
             script = Script(defense.script, planned.arguments, toolbox_facts.LAUNCHER, request.trust, request.fast_cpu)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
@@ -144,7 +147,11 @@ class BackdoorBench(
 
     @contextlib.contextmanager
     def attacked(self, name: str, method: str, request: RunRequest) -> Iterator[Path]:
-        yield attacks.run_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
+        found = checkout.find_checkout(BACKDOORBENCH, request.root)
+        yield attacks.run_attack(found, attacks.plan_attack(found, name, method, request), request)
+
+    def check_attack(self, name: str, method: str, request: RunRequest) -> None:
+        attacks.plan_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
 
 
 def _require_free(target: Path, *, force: bool) -> None:

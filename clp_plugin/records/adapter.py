@@ -235,6 +235,7 @@ class ChecksAttacks(Protocol):
         Raises:
             ConfigError: If the attack cannot be run as asked, or the record of another one stands at ``name``.
             RegistryError: If the attack is unknown.
+            RecordError: If its data set is known to be missing, or to be another one.
         """
         ...
 

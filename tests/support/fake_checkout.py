@@ -177,8 +177,9 @@ def fake_attack_record(
 
 
 def without_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts start at once, in an interpreter as it is."""
+    """Scripts start at once, in an interpreter as it is, and whatever lies in a checkout passes for a data set."""
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.toolbox_facts.LAUNCHER", "direct")
+    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.datasets._OF_TORCHVISION", {})
 
 
 def content(root: Path) -> Mapping[str, bytes]:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from clp_plugin.adapters.backdoorbench.datasets import FACTS, Split, read_split
+from clp_plugin.adapters.backdoorbench.datasets import FACTS, Split, read_split, require_no_download
 from clp_plugin.adapters.image_sets import image_files
 from clp_plugin.adapters.image_sets.image_files import DecodedFiles, DeferredImages, decode
 from clp_plugin.errors import RecordError
@@ -88,6 +88,36 @@ def test_cifar_equals_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ours.labels.tolist() == [label for _, label in theirs]
     assert torch.equal(everything(ours), torch.stack([image for image, _ in theirs]))
     assert len(ours) == {"train": 23, "test": 11}[split]
+
+
+def test_files_with_other_checksums_are_refused_as_torchvision_would_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar10(tmp_path, *((noise(count, 32, 32, 3), np.zeros(count, np.int64)) for count in (10, 2)))
+    with pytest.raises(RuntimeError, match="not found or corrupted"):
+        torchvision.datasets.CIFAR10(tmp_path)
+    with pytest.raises(RecordError, match=r"the files of cifar10 .* put the published files there$"):
+        require_no_download(FACTS["cifar10"], tmp_path)
+    for checked in ("check_integrity", "CIFAR10._check_integrity"):  # as if these were the published ones
+        monkeypatch.setattr(f"torchvision.datasets.cifar.{checked}", lambda *_, **__: True)
+    require_no_download(FACTS["cifar10"], tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_missing_file_is_refused_as_torchvision_would_download(tmp_path: Path, gone: str) -> None:
+    write_mnist(tmp_path, *((noise(count, 28, 28), np.zeros(count, np.int64)) for count in (3, 2)))
+    require_no_download(FACTS["mnist"], tmp_path)
+    (tmp_path / "MNIST" / "raw" / gone).unlink()
+    with pytest.raises(RecordError, match="the files of mnist"):
+        require_no_download(FACTS["mnist"], tmp_path)
+
+
+def test_a_missing_split_is_refused_as_the_toolbox_would_download(tmp_path: Path) -> None:
+    (tmp_path / "tiny-imagenet-200" / "val").mkdir(parents=True)
+    with pytest.raises(RecordError, match="no tiny-imagenet-200/train"):
+        require_no_download(FACTS["tiny"], tmp_path)
+    (tmp_path / "tiny-imagenet-200" / "train").mkdir()
+    require_no_download(FACTS["tiny"], tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

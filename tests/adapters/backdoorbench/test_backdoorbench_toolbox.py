@@ -22,7 +22,7 @@ from processes import gone
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.config import CONFIG_VARIABLE
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError
-from clp_plugin.records.adapter import RunRequest, ToolboxResult
+from clp_plugin.records.adapter import ChecksAttacks, RunRequest, ToolboxResult, require
 
 LOG = "clp_plugin_run.log"
 
@@ -187,10 +187,10 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 DRIVER = """
 import sys
 from types import SimpleNamespace
-from clp_plugin.adapters.backdoorbench import toolbox_facts
+from clp_plugin.adapters.backdoorbench import datasets, toolbox_facts
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.cli.app import main
-toolbox_facts.LAUNCHER = "direct"
+toolbox_facts.LAUNCHER, datasets._OF_TORCHVISION = "direct", {}
 origin = SimpleNamespace(toolbox="backdoorbench")
 # Not of the made-up record itself: no network fits its weights.
 BackdoorBench.open = lambda self, path, **_: SimpleNamespace(folder=path, provenance=origin)
@@ -334,6 +334,31 @@ def attack(root: Path, name: str = "neu", method: str = "blended", *, force: boo
         return path
 
 
+def check(root: Path, name: str = "neu", method: str = "blended", **options: object) -> None:
+    require(BackdoorBench(), ChecksAttacks, toolbox="backdoorbench").check_attack(
+        name, method, RunRequest(options, root=root)
+    )
+
+
+def test_an_attack_that_can_work_passes_the_check_and_nothing_is_run_or_written(root: Path, record: Path) -> None:
+    before = content(root)
+    check(root, alpha=0.2)
+    with pytest.raises(ConfigError, match="exists already"):
+        check(root, "eins", alpha=0.2)
+    assert content(root) == before
+
+
+def test_images_that_a_script_would_replace_by_a_download_are_refused_before_it_starts(
+    root: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.datasets._OF_TORCHVISION", {"cifar10": "CIFAR10"})
+    before = content(root)
+    for refused in (lambda: attack(root, alpha=0.2), lambda: check(root, alpha=0.2), lambda: run(record)):
+        with pytest.raises(RecordError, match=r"data/cifar10: the files of cifar10 .*; put the published files there$"):
+            refused()
+    assert content(root) == before
+
+
 def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
     made = attack(root, alpha=0.2, **BackdoorBench().attack_options({"poison_rate": 0.1, "target": 2, "epochs": 1}))
@@ -393,6 +418,7 @@ def test_an_attack_that_cannot_work_is_refused_before_it_starts(
     root: Path, name: str, method: str, options: dict[str, object], said: str
 ) -> None:
     before = content(root)
-    with pytest.raises((ConfigError, RecordError), match=said):
-        attack(root, name, method, **options)
+    for refused in (attack, check):
+        with pytest.raises((ConfigError, RecordError), match=said):
+            refused(root, name, method, **options)
     assert content(root) == before
