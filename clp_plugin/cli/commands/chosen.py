@@ -10,6 +10,7 @@ from clp_plugin.errors import ConfigError, unknown_name
 from clp_plugin.files.locks import clear_dead
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome, load_outcomes
+from clp_plugin.store.repeats import latest_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class Chosen(NamedTuple):
 
 
 def choose(folders: Sequence[Path], where: Sequence[str]) -> Chosen:
-    """The outcomes below some folders that meet all conditions, each once.
+    """The outcomes below some folders that meet all conditions; of a run that was made again only the latest.
 
     Args:
         folders: Records, or folders that hold records.
@@ -40,12 +41,11 @@ def choose(folders: Sequence[Path], where: Sequence[str]) -> Chosen:
     """
     for folder in folders:
         clear_dead(folder)
-    found = {outcome.model_dump_json(): outcome for folder in folders for outcome in load_outcomes(folder)}
-    if not found:
+    outcomes = latest_runs(outcome for folder in folders for outcome in load_outcomes(folder))
+    if not outcomes:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: expected outcomes below, found none; run `bench defend` on some records first"
         )
-    outcomes = list(found.values())
     frame = _selected(outcomes_frame(outcomes), where)
     return Chosen([outcomes[position] for position in frame.index], frame.reset_index(drop=True))
 
