@@ -13,13 +13,13 @@ from .latex import latex_rows
 from .ranking import REMOVED, Metric, compare_methods, leaderboard
 from .tables import markdown_text, to_markdown
 
-BASE = "base: clean twins of the triggered images that the attacked model already classifies as the attacker wants"
+BASE = "base rate: clean twins of the triggered images that the attacked model already classifies as the attacker wants"
 IDLE = (
-    "idle: models without a working backdoor, clean ones or ones on which the attack failed; kept: those on which the method "
-    "pruned nothing; drop: mean loss of accuracy on all of them, percentage points"
+    "idle: models without a working backdoor, clean ones or ones on which the attack failed; untouched: those of them on which "
+    "the method pruned nothing; ACC drop: mean loss of accuracy on all of them, percentage points"
 )
 SPREAD = "spread: largest range of ASR over the seeds of one method on one record, percentage points"
-INTERVAL = "95 %: interval of the mean DER, by a bootstrap over records"
+INTERVAL = "95 % (der low, der high): interval of the mean DER, by a bootstrap over records"
 NOTES = (REMOVED, BASE, INTERVAL, SPREAD, IDLE)
 DASH = "-"
 
@@ -50,7 +50,7 @@ def board_rows(frame: pd.DataFrame, *, sort: Metric = "der") -> list[dict[str, s
     return [
         {
             "method": str(row["label"]),
-            "base %": _percent(row["base_rate"]),
+            "base rate %": _percent(row["base_rate"]),
             "ACC %": _percent(row["acc"]),
             "ASR %": _percent(row["asr"]),
             "RA %": _percent(row["ra"]),
@@ -59,8 +59,8 @@ def board_rows(frame: pd.DataFrame, *, sort: Metric = "der") -> list[dict[str, s
             "removed": f"{row['removed']} of {row['records']}",
             "seconds": _number(row["seconds"], "{:.3g}"),
             "spread": _percent(row["spread"]),
-            "idle, kept": f"{row['idle_untouched']} of {row['idle_records']}",
-            "idle, drop": _percent(row["idle_acc_drop"]),
+            "idle untouched": f"{row['idle_untouched']} of {row['idle_records']}",
+            "idle ACC drop": _percent(row["idle_acc_drop"]),
         }
         for row in leaderboard(frame, sort=sort).to_dict("records")
     ]

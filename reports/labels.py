@@ -1,9 +1,10 @@
-"""What a method is called where several stand side by side: whose code, which options, and whether test data chose for it."""
+"""Names of methods and records that tell apart what stands side by side: whose code, which options, which folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
 
 import pandas as pd
 
@@ -38,6 +39,16 @@ def method_labels(frame: pd.DataFrame) -> list[str]:
             changes[runs.index] = settings.map(_told_apart(list(dict.fromkeys(settings))))
     facts = zip(*(frame[column] for column in _SAME_METHOD), changes, strict=True)
     return [method_label(*fact) for fact in facts]
+
+
+def record_names(folders: Iterable[str]) -> dict[str, str]:
+    """The name of each record's folder, with a number where several have one name."""
+    names: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        name = folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        numbered = (f"{name}-{number}" for number in count(2))
+        names[folder] = next(each for each in chain([name], numbered) if each not in names.values())
+    return names
 
 
 def _told_apart(settings: Sequence[str]) -> dict[str, str]:

@@ -12,12 +12,13 @@ import pandas as pd
 from clp_plugin.files.atomic import write_atomically
 from clp_plugin.text import printable
 
-from .labels import method_labels
+from .labels import method_labels, record_names
 
 _FRACTIONS = ("acc", "asr", "ra", "base_rate", "der", "poison_rate")
 _SHOWN = (
     "record", "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "after_acc",
-    "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "apart", "status", "error",
+    "before_asr", "after_asr", "before_ra", "after_ra", "base_rate", "der", "pruned", "seconds", "reported_acc", "reported_asr",
+    "reported_ra", "apart", "status", "error",
 )  # fmt: skip
 _COMPARED = (
     "record", "method", "before_acc", "after_acc", "before_asr", "after_asr", "after_ra", "der", "seconds", "apart",
@@ -28,18 +29,19 @@ _COMPARED = (
 def outcome_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row an outcome with what a reader compares; fractions in [0, 1], None where there is nothing.
 
-    The method of an outcome is named by :func:`~clp_plugin.reports.labels.method_label`, its record by the name of its folder.
+    The method of an outcome is named by :func:`~clp_plugin.reports.labels.method_label`, its record by the name of
+    its folder, numbered where several have it.
 
     Args:
         frame: Outcomes as :func:`clp_plugin.store.frame.outcomes_frame` returns them; it is not changed.
     """
+    names = record_names(folders := frame["record"].fillna("").astype(str))
     frame = frame.astype(object)
     frame["base_rate"] = frame["before_base_rate"]
     frame = frame.where(frame.notna(), None)
     rows = [{str(key): row[key] for key in _SHOWN} for row in frame.to_dict("records")]
-    for row, label in zip(rows, method_labels(frame), strict=True):
-        row["method"] = label
-        row["record"] = Path(row["record"] or "").name
+    for row, label, folder in zip(rows, method_labels(frame), folders, strict=True):
+        row["method"], row["record"] = label, names[folder]
     return rows
 
 
@@ -82,7 +84,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _is_fraction(column: str) -> bool:
-    return column in _FRACTIONS or column.removeprefix("before_").removeprefix("after_") in _FRACTIONS
+    when, _, metric = column.partition("_")
+    return column in _FRACTIONS or (when in ("before", "after", "reported") and metric in _FRACTIONS)
 
 
 def _cell(column: str, value: Any) -> str:

@@ -98,9 +98,10 @@ def page(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Leaderboard",
     where: Where = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Leave the records' sample images out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML file with leaderboard, comparison and records, which needs no network."""
     from clp_plugin.cli.commands.leaderboard_page import write_page
 
-    write_page(folders or [_DEFAULT], out, title=title, where=where or [], as_json=as_json)
+    write_page(folders or [_DEFAULT], out, title=title, where=where or [], images=not no_images, as_json=as_json)

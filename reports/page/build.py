@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,7 +14,9 @@ import pandas as pd
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
 
-from ..ranking import REMOVED, compare_methods, leaderboard
+from ..board import NOTES, statements
+from ..labels import method_labels, record_names
+from ..ranking import REMOVED_ACC_DROP, REMOVED_ASR, has_backdoor, leaderboard, per_record
 from ..tables import outcome_rows
 from .studies import RecordStudy, study_json
 
@@ -22,6 +24,7 @@ _CELL = (
     "record", "attack", "dataset", "architecture", "method", "seed", "protocol", "budget", "before_acc", "before_asr",
     "base_rate", "after_acc", "after_asr", "after_ra", "der", "pruned", "seconds", "status", "error",
 )  # fmt: skip
+_REPORTED = ("reported_acc", "reported_asr", "reported_ra", "apart")
 
 
 def page_html(outcomes: Sequence[Outcome], studies: Sequence[RecordStudy] = (), *, title: str = "Leaderboard") -> str:
@@ -39,14 +42,18 @@ def page_html(outcomes: Sequence[Outcome], studies: Sequence[RecordStudy] = (), 
         ConfigError: If no outcome has metrics.
     """
     frame = outcomes_frame(outcomes)
+    names = record_names(frame["record"].fillna("").astype(str))
+    columns = [*_CELL, *(_REPORTED if frame["apart"].notna().any() else ())]
     data = {
         "title": title,
-        "removed": REMOVED,
+        "notes": NOTES,
+        "removed": {"asr": REMOVED_ASR, "acc_drop": REMOVED_ACC_DROP},
         "methods": _records(leaderboard(frame)),
-        "statements": [comparison.statement("der") for comparison in compare_methods(frame)],
-        "cells": [[row[key] for key in _CELL] for row in outcome_rows(frame)],
-        "columns": list(_CELL),
-        "records": _studies(outcomes, studies),
+        "statements": statements(frame),
+        "cells": [[row[key] for key in columns] for row in outcome_rows(frame)],
+        "columns": columns,
+        "points": _points(frame, names),
+        "records": _studies(outcomes, studies, names),
     }
     parts = {
         "title": _text(title),
@@ -65,12 +72,24 @@ def embedded_json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _studies(outcomes: Sequence[Outcome], studies: Sequence[RecordStudy]) -> dict[str, Any]:
-    found = {}
-    for study in studies:
-        own = [outcome for outcome in outcomes if str(outcome.provenance.get("path")) == study.record]
-        found[study.record.replace("\\", "/").rstrip("/").rpartition("/")[2]] = study_json(study, own)
-    return found
+def _points(frame: pd.DataFrame, names: Mapping[str, str]) -> list[list[object]]:
+    """Label, record, accuracy lost and ASR left of each method on each record on which the attack took, means over seeds."""
+    runs = per_record(frame)
+    runs = runs[has_backdoor(runs)]
+    lost = runs["before_acc"] - runs["after_acc"]
+    folders = runs["record"].fillna("").astype(str).map(names)
+    return [list(point) for point in zip(runs["label"], folders, lost, runs["after_asr"], strict=True)]
+
+
+def _studies(
+    outcomes: Sequence[Outcome], studies: Sequence[RecordStudy], names: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    labels = method_labels(outcomes_frame(outcomes))
+    masks: dict[str, list[tuple[str, Outcome]]] = {}
+    for outcome, label in zip(outcomes, labels, strict=True):
+        masks.setdefault(str(outcome.provenance.get("path")), []).append((label, outcome))
+    told = (study for study in studies if study.channels is not None or study.sweep or study.images)
+    return {names[study.record]: study_json(study, masks.get(study.record, [])) for study in told}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from clp_plugin.selection.outliers import z_scores
 from clp_plugin.store.outcomes import Outcome
 
-from ..labels import method_label
-
 _DIGITS = 5  # significant digits of what is only drawn
+_LARGEST_SIDE = 96  # pixels; a page shows them no larger
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class RecordStudy:
     images: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = ()
 
 
-def study_json(study: RecordStudy, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def study_json(study: RecordStudy, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Any]:
     """Turn a study into plain data for the page.
 
     Args:
         study: The record's channels, sweep and images.
-        outcomes: All outcomes on the same record; their masks say which method pruned a channel.
+        outcomes: All outcomes on the same record with their methods' labels; the masks say who pruned a channel.
 
     Returns:
         ``layers`` (``name, sigma, z, tac`` each, lists over channels), ``pruned`` (layer to channel to method labels),
@@ -51,18 +50,20 @@ def study_json(study: RecordStudy, outcomes: Sequence[Outcome]) -> dict[str, Any
     """
     return {
         "layers": [] if study.channels is None else _layers(study.channels),
-        "pruned": _pruned_by(outcomes),
+        "pruned": {} if study.channels is None else _pruned_by(outcomes),
         "sweep": [{key: _plain(row.get(key)) for key in ("u", "pruned", "acc", "asr", "ra")} for row in study.sweep],
         "images": [[image_address(clean), image_address(triggered)] for clean, triggered in study.images],
     }
 
 
 def image_address(pixels: NDArray[np.uint8]) -> str:
-    """The ``data:`` address of an image ``(C, H, W)`` uint8 as a PNG."""
+    """The ``data:`` address of an image ``(C, H, W)`` uint8 as a PNG of at most 96 pixels a side."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).squeeze()).save(buffer, format="PNG")
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).squeeze())
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -78,10 +79,9 @@ def _layers(channels: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _pruned_by(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[str]]]:
+def _pruned_by(outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
-    for outcome in outcomes:
-        label = method_label(outcome.method, outcome.implementation, outcome.protocol)
+    for label, outcome in outcomes:
         for layer, facts in (outcome.mask or {}).items():
             for channel in facts["pruned"]:
                 labels = found.setdefault(layer, {}).setdefault(str(channel), [])

@@ -68,8 +68,8 @@ def test_people_read_percent_counts_and_what_a_method_leaves_alone() -> None:
         for name, acc, mask in (("clean", 0.9, unpruned), ("other", 0.8, pruned))
     ]
     (row,) = board_rows(outcomes_frame([run("clp", "one", acc=0.88, asr=0.0), *clean]))
-    assert (row["ACC %"], row["base %"], row["removed"]) == ("88.0", "2.0", "1 of 1")
-    assert (row["idle, kept"], row["idle, drop"]) == ("1 of 2", "5.0")
+    assert (row["ACC %"], row["base rate %"], row["removed"]) == ("88.0", "2.0", "1 of 1")
+    assert (row["idle untouched"], row["idle ACC drop"]) == ("1 of 2", "5.0")
 
 
 def test_groups_keep_the_order_of_appearance_and_drop_what_has_no_metrics() -> None:

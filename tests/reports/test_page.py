@@ -72,6 +72,25 @@ def test_numbers_are_those_of_the_outcomes() -> None:
     assert study["sweep"][1]["ra"] is None
 
 
+def test_records_of_one_name_stay_apart() -> None:
+    places = [{"path": f"{folder}/same", "sha256": folder, "attack": "badnets"} for folder in ("first", "second")]
+    studies = [RecordStudy(f"{folder}/same", sweep=SWEEP[:n]) for n, folder in enumerate(("first", "second"), start=1)]
+    data = data_of(page_html([outcome("clp", "r", 0.1, provenance=place) for place in places], studies))
+    assert {name: len(study["sweep"]) for name, study in data["records"].items()} == {"same": 1, "same-2": 2}
+    assert [row[0] for row in data["cells"]] == ["same", "same-2"]
+
+
+def test_a_point_is_a_record_whatever_the_seeds() -> None:
+    data = data_of(page_html([outcome("clp", "r", asr, seed=seed) for seed, asr in enumerate((0.2, 0.4))]))
+    assert data["points"] == [["clp", "r", pytest.approx(0.1), pytest.approx(0.3)]]
+
+
+def test_numbers_that_a_script_reported_have_columns_where_there_are_some() -> None:
+    theirs = outcome("anp", "first", 0.5, implementation="bb", reported={"acc": 0.7})
+    assert "reported_acc" in data_of(page_html([theirs]))["columns"]
+    assert "reported_acc" not in data_of(page_html(OUTCOMES))["columns"]
+
+
 def test_no_data_can_close_the_tag_that_holds_it() -> None:
     assert not set("<>&") & set(embedded_json({"a": "</script>&<!--"}))
 
@@ -136,6 +155,38 @@ def test_a_link_opens_its_record(opened: Page) -> None:
     opened.wait_for_function("document.getElementById('record').value === 'first'")
     assert "bench correlate" in opened.inner_text("#facts")
     assert opened.is_hidden("#evidence")
+
+
+def test_a_method_opens_its_runs(opened: Page) -> None:
+    opened.click("#methods tbody tr:first-child button")
+    opened.wait_for_function("document.getElementById('filter').value === 'clp'")
+    assert opened.inner_text("#shown") == "2 of 4 runs"
+    assert opened.evaluate("location.hash") == "#method=clp"
+
+
+def test_images_are_shown_with_what_they_are(opened: Page) -> None:
+    assert opened.evaluate("[...document.querySelectorAll('#images img')].map((image) => image.alt)") == [
+        "test image, clean", "test image, with trigger",
+    ]  # fmt: skip
+    assert opened.evaluate("document.querySelector('#images img').naturalWidth") == 8
+
+
+def test_of_many_runs_the_first_are_shown_and_all_are_sorted_and_searched(browser: Any, tmp_path: Path) -> None:
+    many = [outcome("clp", f"record-{i}", i / 1000) for i in range(1000)]
+    file = tmp_path / "page.html"
+    file.write_text(page_html(many), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    shown = "document.querySelectorAll('#cells tbody tr').length"
+    assert page.evaluate(shown) == 200
+    page.click("#cells th:has-text('after asr') button")
+    assert page.inner_text("#cells tbody tr:first-child").startswith("record-999\t")
+    page.fill("#filter", "record-55")
+    assert page.inner_text("#shown") == "11 of 1000 runs"
+    assert page.evaluate(shown) == 11
+    page.fill("#filter", "")
+    page.click("#cells .more")
+    assert page.evaluate(shown) == 1000
 
 
 def test_a_narrow_dark_page_fits_its_screen_and_draws_on_dark(opened: Page) -> None:

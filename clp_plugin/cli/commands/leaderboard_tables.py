@@ -85,6 +85,7 @@ def _figures(chosen: Chosen, by: Row, *, critical_difference: bool) -> dict[str,
     """File name without suffix to figure."""
     from clp_plugin.reports.comparison import correlation_figure
     from clp_plugin.reports.critical import critical_difference_figure
+    from clp_plugin.reports.labels import record_names
     from clp_plugin.reports.matrix import matrix_figure
     from clp_plugin.reports.paper import channels_figure, sweeps_figure
     from clp_plugin.reports.ranking import has_backdoor, per_record
@@ -103,20 +104,10 @@ def _figures(chosen: Chosen, by: Row, *, critical_difference: bool) -> dict[str,
         figures["sweeps"] = sweeps_figure(sweeps)
     channels = {path: table for path in chosen.records if (table := channel_table(Path(path))) is not None}
     if channels:
-        names = _short_names(channels)
+        names = record_names(channels)
         figures["uclc_tac"] = correlation_figure({names[path]: table for path, table in channels.items()})
         figures |= {f"uclc_tac-{names[path]}": channels_figure(table) for path, table in channels.items()}
     return figures
-
-
-def _short_names(paths: Mapping[str, object]) -> dict[str, str]:
-    """The name of each folder, numbered where several have it."""
-    names: dict[str, str] = {}
-    for path in paths:
-        name, taken = Path(path).name, set(names.values())
-        again = (f"{name}-{number}" for number in range(2, len(paths) + 2))
-        names[path] = next(each for each in (name, *again) if each not in taken)
-    return names
 
 
 def _sweeps(records: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, list[Sequence[dict[str, Any]]]]:

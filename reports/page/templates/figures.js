@@ -1,7 +1,7 @@
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 // Okabe and Ito's colours, told apart with any colour vision; the first is paler on a dark page.
 const COLORS = [DARK.matches ? "#56b4e9" : "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#f0e442", "#8c6d00", "#7f7f7f"];
-const SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon"];
+const SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon", "triangle-down", "triangle-left", "hexagon"];
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d"] };
 // Plotly reads a little HTML in its texts; what comes from files is only text.
 function plain(text) {
@@ -31,20 +31,21 @@ DARK.addEventListener("change", () => {
 });
 
 function drawCosts() {
-  const column = Object.fromEntries(DATA.columns.map((name, index) => [name, index]));
-  const methods = [...new Set(DATA.cells.map((row) => row[column.method]))];
+  const methods = DATA.methods.map((method) => method.label);
   const traces = methods.map((method, index) => {
-    const rows = DATA.cells.filter((row) => row[column.method] === method && row[column.after_acc] !== null);
+    const points = DATA.points.filter((point) => point[0] === method);
     return {
       name: plain(method), mode: "markers", type: "scatter",
-      x: rows.map((row) => 100 * (row[column.before_acc] - row[column.after_acc])),
-      y: rows.map((row) => 100 * row[column.after_asr]),
-      text: rows.map((row) => plain(row[column.record])),
+      x: points.map((point) => 100 * point[2]), y: points.map((point) => 100 * point[3]), text: points.map((point) => plain(point[1])),
       hovertemplate: "%{text}<br>ACC lost %{x:.1f} points, ASR %{y:.1f} %",
       marker: { color: COLORS[index % COLORS.length], symbol: SYMBOLS[index % SYMBOLS.length], size: 8, opacity: 0.8 },
     };
+  }).filter((trace) => trace.x.length);
+  draw("cost-figure", traces, {
+    xaxis: { title: { text: "accuracy lost, points" } }, yaxis: { title: { text: "ASR after repair, %" }, range: [-3, 103] },
+    shapes: [{ type: "rect", layer: "below", x0: Math.min(0, ...DATA.points.map((point) => 100 * point[2])) - 1, x1: 100 * DATA.removed.acc_drop, y0: -3, y1: 100 * DATA.removed.asr, line: { width: 0 }, fillcolor: COLORS[7], opacity: 0.2 }],
+    legend: { orientation: "h", y: -0.25 },
   });
-  draw("cost-figure", traces, { xaxis: { title: { text: "accuracy lost, points" } }, yaxis: { title: { text: "ASR after repair, %" }, range: [-3, 103] } });
 }
 
 function drawEffectiveness() {
@@ -53,7 +54,7 @@ function drawEffectiveness() {
     type: "bar", orientation: "h", y: rows.map((row) => plain(row.label)), x: rows.map((row) => row.der), marker: { color: COLORS[0] },
     error_x: { type: "data", symmetric: false, array: rows.map((row) => row.der_high - row.der), arrayminus: rows.map((row) => row.der - row.der_low), color: themeColor("--ink") },
     hovertemplate: "%{y}: DER %{x:.3f}<extra></extra>",
-  }], { xaxis: { title: { text: "DER, mean over records with 95 % interval" }, range: [0, 1] }, yaxis: { automargin: true } });
+  }], { xaxis: { title: { text: "DER, mean over records<br>with 95 % interval" }, range: [0, 1] }, yaxis: { automargin: true } });
 }
 
 function drawChannels(study, u) {
@@ -73,7 +74,7 @@ function drawChannels(study, u) {
     hovertemplate: "%{text}<br>z %{x:.2f}, TAC %{y:.3g}<extra></extra>",
   }));
   draw("channels-figure", traces, {
-    xaxis: { title: { text: "Lipschitz bound, standard deviations above its layer's mean" } }, yaxis: { title: { text: "trigger-activated change" } },
+    xaxis: { title: { text: "Lipschitz bound, standard deviations<br>above its layer's mean" } }, yaxis: { title: { text: "trigger-activated change" } },
     shapes: [{ type: "line", x0: u, x1: u, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", color: COLORS[1] } }],
   });
 }

@@ -1,16 +1,10 @@
-const METHOD_COLUMNS = ["label", "records", "before_acc", "before_asr", "base_rate", "acc", "asr", "ra", "der", "removed", "seconds", "spread", "idle_records", "idle_acc_drop"];
+const METHOD_COLUMNS = ["label", "records", "before_acc", "before_asr", "base_rate", "acc", "asr", "ra", "der", "der_low", "der_high", "removed", "seconds", "spread", "idle_records", "idle_untouched", "idle_acc_drop"];
 const place = (id) => document.getElementById(id);
 const column = Object.fromEntries(DATA.columns.map((name, index) => [name, index]));
-let lines = [];
+let runs = null;
 
 function filterRuns(words) {
-  const wanted = words.toLowerCase();
-  let count = 0;
-  for (const { line, row } of lines) {
-    line.hidden = !row.some((value) => value !== null && String(value).toLowerCase().includes(wanted));
-    if (!line.hidden) count += 1;
-  }
-  place("shown").textContent = `${count} of ${lines.length} runs`;
+  place("shown").textContent = `${runs.filter(words)} of ${runs.count} runs`;
 }
 
 function showRunsOf(words) {
@@ -19,16 +13,20 @@ function showRunsOf(words) {
   place("runs").scrollIntoView();
 }
 
+function goTo(what, name) {
+  location.hash = `${what}=${encodeURIComponent(name)}`;
+}
+
 function showMethods() {
-  place("removed").textContent = DATA.removed;
+  place("notes").append(...DATA.notes.map((text) => element("li", text)));
   const rows = DATA.methods.map((method) => METHOD_COLUMNS.map((name) => method[name]));
-  sortableTable(place("methods"), METHOD_COLUMNS, rows, "Methods, best first", (name, row) => (name === "label" ? () => showRunsOf(row[0].split(" (")[0]) : null));
+  sortableTable(place("methods"), METHOD_COLUMNS, rows, "Methods, best first", (name, row) => (name === "label" ? () => goTo("method", row[0]) : null));
   place("statements").querySelector("ul").append(...DATA.statements.map((text) => element("li", text)));
   place("statements").hidden = DATA.statements.length === 0;
 }
 
 function showRuns() {
-  lines = sortableTable(place("cells"), DATA.columns, DATA.cells, "Every run", (name, row) => (name === "record" ? () => { location.hash = "record=" + encodeURIComponent(row[column.record]); } : null));
+  runs = sortableTable(place("cells"), DATA.columns, DATA.cells, "Every run", (name, row) => (name === "record" ? () => goTo("record", row[column.record]) : null));
   place("filter").addEventListener("input", (event) => filterRuns(event.target.value));
   filterRuns("");
 }
@@ -63,10 +61,10 @@ function showImages(study) {
 
 function showRecord(name) {
   place("record").value = name;
-  const runs = DATA.cells.filter((row) => row[column.record] === name);
-  const first = runs[0];
+  const own = DATA.cells.filter((row) => row[column.record] === name);
+  const first = own[0];
   place("facts").textContent = first
-    ? `${first[column.attack]} on ${first[column.dataset]}, ${first[column.architecture]}: ACC ${shown("acc", first[column.before_acc])} %, ASR ${shown("asr", first[column.before_asr])} % before any repair; ${runs.length} runs.`
+    ? `${first[column.attack]} on ${first[column.dataset]}, ${first[column.architecture]}: ACC ${shown("acc", first[column.before_acc])} %, ASR ${shown("asr", first[column.before_asr])} % before any repair; ${own.length} runs.`
     : "";
   const study = DATA.records[name];
   place("evidence").hidden = !study || !(study.layers.length || study.sweep.length);
@@ -85,10 +83,11 @@ function showRecord(name) {
 }
 
 function followLink() {
-  const match = location.hash.match(/^#record=(.*)$/);
-  if (!match) return;
-  const name = decodeURIComponent(match[1]);
-  if ([...place("record").options].some((option) => option.value === name)) {
+  const [, what, word] = location.hash.match(/^#(record|method)=(.*)$/) || [];
+  if (!what) return;
+  const name = decodeURIComponent(word);
+  if (what === "method") showRunsOf(name);
+  else if ([...place("record").options].some((option) => option.value === name)) {
     showRecord(name);
     place("records").scrollIntoView();
   }
@@ -106,7 +105,7 @@ function start() {
   showRuns();
   const names = [...new Set(DATA.cells.map((row) => row[column.record]))];
   place("record").append(...names.map((name) => element("option", name, { value: name })));
-  place("record").addEventListener("change", (event) => { location.hash = "record=" + encodeURIComponent(event.target.value); });
+  place("record").addEventListener("change", (event) => goTo("record", event.target.value));
   addEventListener("hashchange", followLink);
   if (names.length) showRecord(names.find((name) => DATA.records[name]) || names[0]);
   drawAll();

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import bench, refused
+from numpy.typing import NDArray
+from own_parts import TARGET, own_parts
+from PIL import Image
 
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
@@ -153,6 +158,32 @@ def test_a_page_holds_runs_and_stored_sweeps(runs: Path, tmp_path: Path) -> None
     assert (told["runs"], told["records"], told["bytes"]) == (6, 3, len(html.encode()))
     data = json.loads(html.partition('type="application/json">')[2].partition("</script>")[0])
     assert data["records"]["wanet-seed0"]["sweep"][0] == {"u": 1.0, "pruned": 9, "acc": 0.5, "asr": 0.2, "ra": None}
+
+
+def test_a_page_shows_images_of_records_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLP_PLUGIN_DATA", str(tmp_path / "data"))
+    parts = own_parts(tmp_path)
+    where = ("--images", parts.images, "--trigger", parts.trigger, "--at", "bottom-right", "--target", TARGET)
+    made = ("--checkpoint", parts.checkpoint, "--arch", parts.arch, *where, "--out", tmp_path / "runs" / "mine")
+    assert bench("record", *made).code == 0
+    assert bench("defend", "--record", tmp_path / "runs" / "mine").code == 0
+
+    def images(*options: str) -> list[Any]:
+        file = tmp_path / "page.html"
+        assert bench("leaderboard", "page", tmp_path / "runs", "--out", file, *options).code == 0
+        html = file.read_text(encoding="utf-8")
+        data = json.loads(html.partition('type="application/json">')[2].partition("</script>")[0])
+        return [pair for study in data["records"].values() for pair in study["images"]]
+
+    clean, triggered = (decoded(address) for address in images()[0])
+    assert any(np.array_equal(clean, image) for image in parts.pixels.transpose(0, 2, 3, 1))
+    clean[-2:, -2:] = 255
+    np.testing.assert_array_equal(clean, triggered)
+    assert images("--no-images") == []
+
+
+def decoded(address: str) -> NDArray[np.uint8]:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
 def test_a_folder_without_outcomes_is_a_mistake(tmp_path: Path) -> None:
