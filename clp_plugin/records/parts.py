@@ -79,12 +79,10 @@ def record_from(
         >>> evaluate(record.model, record).n_triggered  # the two images of class 0 do not count
         4
     """
-    labels = _whole(labels)
+    labels = _whole_numbers(labels)
     chosen = _positions(labels, test, benign)
     shape = _shape(pixels, chosen[0])
-    scale = _scale(mean, 0.0, shape[0]), _scale(std, 1.0, shape[0])
-    if min(scale[1]) <= 0:
-        raise ConfigError(f"std: expected positive numbers, found {scale[1]}")
+    scale = _normalization(mean, std, shape[0])
     model = model.eval()
     rule = TargetRule.parse(str(target), num_classes or classes_of(model, shape))
     if not (labels.min() >= 0 and labels.max() < rule.num_classes):
@@ -175,7 +173,7 @@ def _triggered(clean: PickedImages, trigger: Callable[[Pixels], Pixels] | Trigge
     return TriggeredSet(PickedImages(trigger.pixels, clean.labels[twins], clean.mean, clean.std, own), twins)
 
 
-def _whole(labels: Ints) -> Ints:
+def _whole_numbers(labels: Ints) -> Ints:
     found = np.asarray(labels)
     if found.ndim != 1 or not len(found) or found.dtype.kind not in "iu":
         raise RecordError(f"labels: expected (N,) whole numbers, found {found.shape} {found.dtype}")
@@ -203,7 +201,17 @@ def _shape(pixels: PixelSource, test: Ints) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _scale(given: Sequence[float] | None, usual: float, channels: int) -> tuple[float, ...]:
+def _normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation with a number for each channel."""
+    means, stds = _per_channel(mean, 0.0, channels), _per_channel(std, 1.0, channels)
+    if min(stds) <= 0:
+        raise ConfigError(f"std: expected positive numbers, found {stds}")
+    return means, stds
+
+
+def _per_channel(given: Sequence[float] | None, usual: float, channels: int) -> tuple[float, ...]:
     values = (usual,) if given is None else tuple(float(value) for value in given)
     if len(values) not in (1, channels) or not np.isfinite(values).all():
         raise ConfigError(f"mean and std: expected 1 or {channels} finite numbers, found {values}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.errors import ConfigError
@@ -17,6 +17,9 @@ from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.layout import DEFENSES, LOGS, clear_dead_runs
 from clp_plugin.store.outcomes import Outcome, load_outcomes
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def compare_records(
     records: Sequence[Path], out: Path, *, toolbox: str | None, root: Path | None, registry: Path | None, as_json: bool
@@ -25,9 +28,8 @@ def compare_records(
 
     Several records also give one table and one figure of records against methods.
     """
-    from clp_plugin.reports.comparison import comparison_figure, correlation_figure
+    from clp_plugin.reports.comparison import comparison_figure
     from clp_plugin.reports.figures import save_figure
-    from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
     from clp_plugin.reports.tables import comparison_rows, outcome_rows, to_csv, to_markdown
 
     catalogue = load_catalogue(registry)
@@ -45,13 +47,10 @@ def compare_records(
         save_figure(figure, out / "comparison")
         written = ["comparison.md, .csv, .png and .pdf"]
         if len(paths) > 1:
-            write_text_atomically(out / "matrix.md", matrix_markdown(frame))
-            save_figure(matrix_figure(frame), out / "matrix")
-            written.append("matrix.md, .png and .pdf")
+            written.append(_write_matrix(frame, out))
         correlations = {path.name: table for path in paths if (table := channel_table(path)) is not None}
         if correlations:
-            save_figure(correlation_figure(correlations), out / "uclc_tac")
-            written.append("uclc_tac.png and .pdf")
+            written.append(_write_correlations(correlations, out))
     if as_json:
         emit_json({"rows": rows, "uclc_tac": list(correlations)})
         return
@@ -63,6 +62,25 @@ def compare_records(
     if lacking:
         say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
     say(f"wrote {'; '.join(written)} to {out}")
+
+
+def _write_matrix(frame: pd.DataFrame, out: Path) -> str:
+    """Write the table and the figure of records against methods; returns the names of their files."""
+    from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.matrix import matrix_figure, matrix_markdown
+
+    write_text_atomically(out / "matrix.md", matrix_markdown(frame))
+    save_figure(matrix_figure(frame), out / "matrix")
+    return "matrix.md, .png and .pdf"
+
+
+def _write_correlations(correlations: Mapping[str, pd.DataFrame], out: Path) -> str:
+    """Write the figure of UCLC against TAC, a panel a record; returns the names of its files."""
+    from clp_plugin.reports.comparison import correlation_figure
+    from clp_plugin.reports.figures import save_figure
+
+    save_figure(correlation_figure(correlations), out / "uclc_tac")
+    return "uclc_tac.png and .pdf"
 
 
 def _outcomes(path: Path) -> list[Outcome]:
