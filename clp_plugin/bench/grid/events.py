@@ -13,7 +13,7 @@ class Started:
     """Work on a part of a record's task has begun.
 
     Attributes:
-        record: Name of the record.
+        record: The record's folder.
         doing: What is being done, for people.
         cell: File name of the cell that runs; empty while the record is made, opened or judged.
     """
@@ -28,7 +28,7 @@ class Progressed:
     """How far the part is that was started last.
 
     Attributes:
-        record: Name of the record.
+        record: The record's folder.
         done: Steps done.
         total: Steps in all.
     """
@@ -43,7 +43,7 @@ class Ended:
     """A cell is stored.
 
     Attributes:
-        record: Name of the record.
+        record: The record's folder.
         label: The cell, for people.
         outcome: What is stored of it.
         kept: Whether it was there already.
@@ -60,7 +60,7 @@ class Closed:
     """No more cells will come of a record.
 
     Attributes:
-        record: Name of the record.
+        record: The record's folder.
         error: Why it could not be made or opened, or what killed its worker; empty if all went its way.
     """
 

@@ -92,7 +92,7 @@ class _Attempt:
         if self.deaths[self.cell] >= _MOST_DEATHS:
             reason = f"its worker died {_MOST_DEATHS} times, {_how(exit_code)}; is there enough memory?"
             if not self.cell:
-                return Closed(self.task.name, f"{self.task.record}: {reason}")
+                return Closed(str(self.task.record), reason)
             self.doomed[self.cell] = reason
         self.cell = ""
         return self
@@ -164,8 +164,15 @@ def _serve(task: Task, settings: GridSettings, doomed: Mapping[str, str], thread
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started is stopped, as after Ctrl-C
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
+
+    def tell(event: Event) -> None:
+        try:
+            pipe.send(event)
+        except OSError:  # the driver is gone: that must not pass for a failure of the method that was about to report
+            raise SystemExit(1) from None
+
     with contextlib.suppress(KeyboardInterrupt):
-        work(task, settings, pipe.send, doomed=doomed)
+        work(task, settings, tell, doomed=doomed)
 
 
 def _end_with_the_parent() -> None:

@@ -41,7 +41,7 @@ class RayCluster:
             remote = ray.remote(max_retries=_RETRIES, **resources)(_work)
             pending = {remote.remote(task, settings, self.threads): task for task in tasks}
             for task in tasks:
-                told(Started(task.name, "on the cluster"))
+                told(Started(str(task.record), "on the cluster"))
             while pending:
                 [ready], _ = ray.wait([*pending], num_returns=1)
                 task = pending.pop(ready)
@@ -66,7 +66,7 @@ def _events(ray: Any, ready: Any, task: Task) -> list[Event]:
         events: list[Event] = ray.get(ready)
     except ray.exceptions.RayError as error:
         told = " ".join(str(error).split())
-        return [Closed(task.name, f"{task.record}: Ray gave its task up: {told}")]
+        return [Closed(str(task.record), f"Ray gave its task up: {told}")]
     return events
 
 

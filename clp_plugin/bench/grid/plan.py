@@ -55,11 +55,6 @@ class Task:
     toolbox: str | None = None
     attack: AttackFirst | None = None
 
-    @property
-    def name(self) -> str:
-        """The record's name, for people."""
-        return self.record.name
-
 
 @dataclass(frozen=True)
 class GridSettings:
@@ -105,13 +100,13 @@ class Cell:
     """One method with one seed on one record.
 
     Attributes:
-        record: Name of the record, for people.
+        record: The record's folder.
         method: What runs.
         key: What decides its result.
         defense: Ours, made; None for a toolbox's own.
     """
 
-    record: str
+    record: Path
     method: Method
     key: CellKey
     defense: Defense | None
@@ -119,7 +114,7 @@ class Cell:
     @property
     def label(self) -> str:
         """What people read of it."""
-        return f"{self.method}, seed {self.key.seed}, on {self.record}"
+        return f"{self.method}, seed {self.key.seed}, on {self.record.name}"
 
 
 def cells_of(
@@ -152,7 +147,7 @@ def cells_of(
             key = CellKey(
                 content, method.name, method.implementation, options, seed, settings.protocol, settings.n_budget, version
             )  # fmt: skip
-            yield Cell(task.name, method, key, defense)
+            yield Cell(task.record, method, key, defense)
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def work(task: Task, settings: GridSettings, told: Told, *, doomed: Mapping[str,
                 if (ended := _run(cell, attacked, settings, told, doomed or {})) is not None:
                     told(ended)
     except ClpError as error:
-        told(Closed(task.name, str(error)))
+        told(Closed(str(task.record), str(error)))
     except Exception as error:  # hours of other records must not be lost to one, whoever wrote what failed
-        told(Closed(task.name, f"{type(error).__name__}: {error}"))
+        told(Closed(str(task.record), f"{type(error).__name__}: {error}"))
     else:
-        told(Closed(task.name))
+        told(Closed(str(task.record)))
 
 
 class _Attacked:
@@ -66,7 +66,7 @@ class _Attacked:
     def judged(self, device: str) -> Judgement:
         """What the attacked model does."""
         if self._judged is None:
-            self._told(Started(self.record.folder.name, "judging the attacked model"))
+            self._told(Started(str(self.record.folder), "judging the attacked model"))
             self._judged = judge(self.record.model, self.record, device=device)
         return self._judged
 
@@ -74,12 +74,14 @@ class _Attacked:
 @contextlib.contextmanager
 def _record(task: Task, settings: GridSettings, catalogue: Catalogue, told: Told) -> Iterator[_Attacked]:
     if task.attack is not None:
-        told(Started(task.name, "attacking"))
-        with made_record(task.attack, task.record, settings, catalogue, progress=_progress(task.name, told)) as path:
+        told(Started(str(task.record), "attacking"))
+        with made_record(
+            task.attack, task.record, settings, catalogue, progress=_progress(str(task.record), told)
+        ) as path:
             adapter = load_adapter(catalogue, BENCH)
             record = adapter.open(path)
     else:
-        told(Started(task.name, "opening"))
+        told(Started(str(task.record), "opening"))
         adapter = find_adapter(task.record, toolbox=task.toolbox, catalogue=catalogue)
         record = adapter.open(task.record, trust=settings.trust)
     yield _Attacked(record, adapter, told)
@@ -119,23 +121,23 @@ def _run(
     store = settings.store
     earlier = store.stored(cell.key)
     if not is_due(earlier, settings.again):
-        return None if earlier is None else Ended(cell.record, cell.label, earlier, kept=True)
+        return None if earlier is None else Ended(str(cell.record), cell.label, earlier, kept=True)
     with store.claimed(cell.key):
         now = store.stored(cell.key)
         if now is not None and now != earlier:  # another process made it while this one waited
-            return Ended(cell.record, cell.label, now, kept=True)
+            return Ended(str(cell.record), cell.label, now, kept=True)
         attacked.judged(settings.device)  # before the cell counts as started: what fails here is not of this cell
-        told(Started(cell.record, cell.label, cell.key.name))
+        told(Started(str(cell.record), cell.label, cell.key.name))
         outcome = _outcome(cell, attacked, settings, told, doomed.get(cell.key.name))
         store.save(cell.key, outcome)
-    return Ended(cell.record, cell.label, outcome)
+    return Ended(str(cell.record), cell.label, outcome)
 
 
 def _outcome(cell: Cell, attacked: _Attacked, settings: GridSettings, told: Told, doom: str | None) -> Outcome:
     try:
         if doom is not None:
             raise ClpError(doom)
-        progress = _progress(cell.record, told)
+        progress = _progress(str(cell.record), told)
         if cell.defense is None:
             return _toolbox_run(cell, attacked, settings, progress)
         return _own_run(cell, cell.defense, attacked, settings, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clp_plugin.bench.grid.events import Closed, Ended, Event, Progressed, Started
@@ -25,7 +26,7 @@ class Display:
     def __init__(self, line: Line) -> None:
         self._line = line
         self.done = self.kept = 0
-        self.failed: dict[str, str] = {}  # cell to its error
+        self.failed: list[tuple[str, str]] = []  # cells, each with its error
         self.lost: dict[str, str] = {}  # record to what kept it from being made, opened or finished
 
     def __call__(self, event: Event) -> None:
@@ -50,7 +51,7 @@ class Display:
 
     def _note(self, label: str, outcome: Outcome) -> None:
         if outcome.error is not None:
-            self.failed[label] = outcome.error
+            self.failed.append((label, outcome.error))
 
 
 @contextlib.contextmanager
@@ -64,10 +65,17 @@ def display(cells: int, *, as_json: bool) -> Iterator[Display]:
     if as_json:
         yield Display(lambda label, outcome: emit_json(_for_machines(label, outcome)))
     elif not sys.stderr.isatty():
-        yield Display(lambda label, outcome: say(_for_people(label, outcome)))
+        yield _Lines(cells)
     else:
         with terminal_bars() as bars:
             yield _Bars(bars, cells)
+
+
+class _Lines(Display):
+    """A line a cell, numbered so that a log tells how far it is."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__(lambda label, outcome: say(f"[{self.done + self.kept}/{cells}] {_for_people(label, outcome)}"))
 
 
 class _Bars(Display):
@@ -81,9 +89,10 @@ class _Bars(Display):
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, Started):
-            bar = self._records.setdefault(event.record, self._bars.add_task("", total=None, visible=False))
-            text = event.doing if event.record in event.doing else f"{event.record}: {event.doing}"
-            self._bars.reset(bar, total=None, description=printable(text), visible=True)
+            text = printable(event.doing if event.cell else f"{Path(event.record).name}: {event.doing}")
+            if event.record not in self._records:
+                self._records[event.record] = self._bars.add_task(text, total=None)
+            self._bars.reset(self._records[event.record], total=None, description=text)
         elif isinstance(event, Progressed):
             self._bars.update(self._records[event.record], completed=event.done, total=event.total)
         elif isinstance(event, Closed) and event.record in self._records:

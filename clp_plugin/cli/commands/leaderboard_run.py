@@ -207,7 +207,7 @@ def _conclude(shown: Display, settings: GridSettings, *, seconds: float, as_json
     else:
         counted = ", ".join(f"{count} {name}" for name, count in shown.counts().items())
         say(f"{counted}, {seconds:.0f} s now; `bench leaderboard show {settings.out}` ranks the methods")
-        for label, error in [*shown.failed.items(), *shown.lost.items()]:
+        for label, error in [*shown.failed, *shown.lost.items()]:
             say(f"failed: {label}: {error}")
         if shown.failed:
             say("--again failed tries them again")

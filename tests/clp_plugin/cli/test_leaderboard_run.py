@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fake_records  # noqa: F401 - one thread
 import pytest
@@ -17,9 +19,12 @@ import clp_plugin.bench.grid.work  # noqa: F401 - counted below
 from clp_plugin.adapters.builtin import toolbox
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
 from clp_plugin.adapters.builtin.settings import PRESETS
+from clp_plugin.bench.grid.events import Closed, Ended, Progressed, Started
+from clp_plugin.cli.commands.grid_display import _Bars
 from clp_plugin.cli.commands.leaderboard_run import parse_seeds
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import judge
+from clp_plugin.store.outcomes import Outcome
 
 TWO_BY_TWO = ("--method", "clp", "--method", "clp:u=1", "--seeds", "0,1")
 
@@ -160,7 +165,7 @@ def test_a_record_that_cannot_be_opened_is_told_and_the_others_are_run(records: 
     weights.write_bytes(weights.read_bytes()[:-5])
     found = run(tmp_path / "out", "--record", f"{records}/*", "--method", "clp")
     assert found.code == 3
-    assert "failed: badnets-1: " in found.err
+    assert f"failed: {records / 'badnets-1'}: " in found.err
     assert len(outcomes(tmp_path / "out")) == 1
 
 
@@ -269,6 +274,40 @@ def test_a_pattern_that_finds_no_record_is_a_mistake(records: Path, tmp_path: Pa
     assert "1 places fit, and none is a record" in refused(
         "leaderboard", "run", "--record", f"{records}/n*", "--out", tmp_path / "out"
     )
+
+
+def test_a_log_tells_how_far_the_grid_is(records: Path, tmp_path: Path) -> None:
+    given = (tmp_path / "out", "--record", f"{records}/*", *TWO_BY_TWO)
+    lines = run(*given).err.splitlines()
+    assert [line.partition(" ")[0] for line in lines[:8]] == [f"[{number}/8]" for number in range(1, 9)]
+    assert lines[8].startswith("8 cells, 8 ran, 0 kept, 0 failed")
+
+
+def test_a_terminal_shows_a_bar_for_the_grid_and_one_a_record() -> None:
+    """The bars themselves are rich's: a stand-in notes what is asked of them."""
+    asked: list[tuple[object, ...]] = []
+
+    class Bars:
+        console = SimpleNamespace(print=lambda text, **how: asked.append(("line", text)))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **more: asked.append((name, *args, *more.values())) or len(asked)
+
+    shown = _Bars(Bars(), 2)  # type: ignore[arg-type]
+    outcome = Outcome(method="clp", command="", seed=0, device="cpu", seconds=1, status="failed", error="no")
+    for event in (
+        Started("r/a", "opening"), Started("r/a", "clp, seed 0, on a", "clp-1"), Progressed("r/a", 1, 4),
+        Ended("r/a", "clp, seed 0, on a", outcome), Closed("r/a"),
+    ):  # fmt: skip
+        shown(event)
+    assert [each for each in asked if each[0] == "add_task"] == [
+        ("add_task", "cells", 2),
+        ("add_task", "a: opening", None),
+    ]
+    assert ("line", "clp, seed 0, on a: failed: no") in asked
+    assert asked[-1] == ("update", 1, 1, "cells, 1 failed")
+    assert [each[0] for each in asked].count("remove_task") == 1
+    assert shown.counts() == {"cells": 1, "ran": 1, "kept": 0, "failed": 1}
 
 
 def test_seeds() -> None:

@@ -18,7 +18,7 @@ TASKS = [Task(Path(str(number)), (Method("clp"),), (0,)) for number in range(7)]
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_all_shares_together_are_all_records_each_once(count: int) -> None:
     shares = [shard(TASKS, f"{number}/{count}") for number in range(1, count + 1)]
-    assert sorted(task.name for share in shares for task in share) == [task.name for task in TASKS]
+    assert sorted(str(task.record) for share in shares for task in share) == [str(task.record) for task in TASKS]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
