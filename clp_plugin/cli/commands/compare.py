@@ -1,4 +1,4 @@
-"""``bench compare``: everything that was run on some records, in one table and two figures."""
+"""``bench compare``: the leaderboard's view of single records, each by name: all that was run on it, in a table and figures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clp_plugin.cli.commands.chosen import choose
 from clp_plugin.cli.console import emit_json, say, show_table
-from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import filled_folder, write_text_atomically
 from clp_plugin.files.places import folder_to_fill
 from clp_plugin.records.opening import locate_record
@@ -15,7 +15,6 @@ from clp_plugin.registry import load_catalogue
 from clp_plugin.store.analyses import channel_table
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.layout import DEFENSES, LOGS, clear_dead_runs
-from clp_plugin.store.outcomes import Outcome, load_outcomes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
 def compare_records(
     records: Sequence[Path], out: Path, *, toolbox: str | None, root: Path | None, registry: Path | None, as_json: bool
 ) -> None:
-    """Collect outcomes below each record's ``defense``, write Markdown, CSV and figures, print.
+    """Collect the outcomes below each record, write Markdown, CSV and figures, print.
 
     Several records also give one table and one figure of records against methods.
     """
     from clp_plugin.reports.comparison import comparison_figure
     from clp_plugin.reports.figures import save_figure
+    from clp_plugin.reports.labels import record_names
     from clp_plugin.reports.tables import comparison_rows, outcome_rows, to_csv, to_markdown
 
     catalogue = load_catalogue(registry)
@@ -37,7 +37,7 @@ def compare_records(
     folder_to_fill(out)
     for path in paths:
         clear_dead_runs(path)
-    frame = outcomes_frame(outcome for path in paths for outcome in _outcomes(path))
+    frame = outcomes_frame(outcome for path in paths for outcome in choose(_results(path), []).outcomes)
     rows = outcome_rows(frame)
     compared = comparison_rows(rows)
     figure = comparison_figure(frame)
@@ -48,7 +48,8 @@ def compare_records(
         written = ["comparison.md, .csv, .png and .pdf"]
         if len(paths) > 1:
             written.append(_write_matrix(frame, out))
-        correlations = {path.name: table for path in paths if (table := channel_table(path)) is not None}
+        names = record_names(map(str, paths))
+        correlations = {names[str(path)]: table for path in paths if (table := channel_table(path)) is not None}
         if correlations:
             written.append(_write_correlations(correlations, out))
     if as_json:
@@ -58,7 +59,7 @@ def compare_records(
     for row in rows:
         if row["error"]:
             say(f"{row['method']} failed on {row['record']}: {row['error']}")
-    lacking = [path.name for path in paths if path.name not in correlations]
+    lacking = [name for name in names.values() if name not in correlations]
     if lacking:
         say(f"no UCLC-TAC panel for {', '.join(lacking)}: run `bench correlate` on it first")
     say(f"wrote {'; '.join(written)} to {out}")
@@ -83,15 +84,9 @@ def _write_correlations(correlations: Mapping[str, pd.DataFrame], out: Path) -> 
     return "uclc_tac.png and .pdf"
 
 
-def _outcomes(path: Path) -> list[Outcome]:
-    """All outcomes of a record, those of a toolbox's failed scripts included."""
-    folder = path / DEFENSES
-    found = [outcome for place in (folder, path / LOGS) if place.is_dir() for outcome in load_outcomes(place)]
-    if not found:
-        raise ConfigError(
-            f"{path}: expected outcomes below {folder}, found none; run `bench defend` on this record first"
-        )
-    return found
+def _results(record: Path) -> list[Path]:
+    """Where the results of a record lie, which may hold many images beside them."""
+    return [place for place in (record / DEFENSES, record / LOGS) if place.is_dir()] or [record]
 
 
 def _for_people(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
