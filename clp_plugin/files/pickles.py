@@ -1,4 +1,4 @@
-"""Plain data from pickles of strangers: an interpreter of their opcodes that calls nothing which a file names.
+"""Pickles of strangers: an interpreter of their opcodes that calls nothing which a file names.
 
 Containers, numbers, text and numeric numpy arrays are rebuilt, and those by functions of this package: neither Python's nor
 numpy's nor torch's own unpickling ever sees the file. What a pickle may cost is bounded by its size.
@@ -6,20 +6,16 @@ numpy's nor torch's own unpickling ever sees the file. What a pickle may cost is
 
 from __future__ import annotations
 
-import math
 import pickletools
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import IO, NoReturn
+from typing import IO
 
-import numpy as np
+from clp_plugin.files.plain_data import FOREIGN, PLAIN, Maker, Unbuilt, key_of, module_versions, require_bounded
 
 _MAX_STEPS = 2_000_000  # opcodes and copied items: about two seconds, half a gigabyte at worst
 _MAX_BITS = 128  # of a whole number; random generators have states of this size
-_MAX_DEPTH = 100
-_TYPES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
 
 
 class ForeignGlobalsError(ValueError):
@@ -32,28 +28,6 @@ class ForeignGlobalsError(ValueError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
         self.names = names
-
-
-class NotPlainError(ValueError):
-    """A pickle is whole, but holds what is no plain data."""
-
-
-@dataclass(frozen=True)
-class Maker:
-    """A function of ours that stands for a global; nothing else is ever called."""
-
-    make: Callable[..., object]
-
-
-@dataclass(eq=False)
-class _Unbuilt:
-    """An object that a BUILD opcode will turn into a value, with the places of the memo that hold it until then."""
-
-    build: Callable[[object], object]
-    memorized: list[object] = field(default_factory=list)
-
-
-_FOREIGN = object()  # stands for whatever a foreign global would have made
 
 
 def load_plain(
@@ -74,7 +48,7 @@ def load_plain(
         NotPlainError: If it holds arrays of other things than numbers, or containers too deep or within themselves.
         ValueError: If it is damaged, or costs more than its size warrants.
     """
-    machine = _StackMachine({**_PLAIN, **globals_}, storage)
+    machine = _StackMachine({**PLAIN, **globals_}, storage)
     try:
         machine.run(stream)
         value = machine.stack.pop()
@@ -86,7 +60,7 @@ def load_plain(
         raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
     if machine.foreign:
         raise ForeignGlobalsError(list(machine.foreign))
-    _measure(value, {}, depth=0)
+    require_bounded(value)
     return value
 
 
@@ -131,7 +105,7 @@ class _StackMachine:
     def remember(self, place: object) -> None:
         place = len(self.memo) if place is None else place
         self.memo[place] = top = self.stack[-1]
-        if isinstance(top, _Unbuilt):
+        if isinstance(top, Unbuilt):
             top.memorized.append(place)
 
     def push_global(self, name: str) -> None:
@@ -139,7 +113,7 @@ class _StackMachine:
         name = name.replace(" ", ".").replace("__builtin__.", "builtins.").replace("numpy.core.", "numpy._core.")
         if name not in self.known:
             self.foreign[name] = None
-        self.push(self.known.get(name, _FOREIGN))
+        self.push(self.known.get(name, FOREIGN))
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -164,7 +138,7 @@ class _StackMachine:
 
     def call(self, function: object, arguments: object) -> None:
         if self.foreign:  # only the other names are of interest now
-            self.push(_FOREIGN)
+            self.push(FOREIGN)
             return
         if not isinstance(function, Maker) or not isinstance(arguments, tuple):
             raise ValueError("the pickle calls what is no function")
@@ -180,9 +154,9 @@ class _StackMachine:
         if self.foreign:
             return
         if isinstance(top, OrderedDict):
-            vars(top).update(_versions(state))
+            vars(top).update(module_versions(state))
             return
-        if not isinstance(top, _Unbuilt):
+        if not isinstance(top, Unbuilt):
             raise ValueError(f"the pickle sets attributes of {type(top).__name__}")
         if isinstance(state, tuple):
             self.copied += sum(len(part) for part in state if isinstance(part, (str, bytes)))
@@ -194,14 +168,14 @@ class _StackMachine:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
-        elif target is not _FOREIGN:
+        elif target is not FOREIGN:
             raise ValueError(f"the pickle appends to {type(target).__name__}")
 
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
-        elif target is not _FOREIGN:
+            target.update(zip(map(key_of, items[::2]), items[1::2], strict=True))
+        elif target is not FOREIGN:
             raise ValueError(f"the pickle sets items of {type(target).__name__}")
 
     def push_dict(self) -> None:
@@ -212,14 +186,14 @@ class _StackMachine:
     def add_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, set):
-            target.update(map(_key, items))
-        elif target is not _FOREIGN:
+            target.update(map(key_of, items))
+        elif target is not FOREIGN:
             raise ValueError(f"the pickle adds to {type(target).__name__}")
 
     def persistent(self, identifier: object) -> None:
         if self.storage is None:
             raise ValueError("the pickle refers to data outside of it")
-        self.push(_FOREIGN if self.foreign else self.storage(identifier))
+        self.push(FOREIGN if self.foreign else self.storage(identifier))
 
     def pop_many(self, count: int) -> list[object]:
         items = self.stack[-count:]
@@ -229,125 +203,6 @@ class _StackMachine:
         return items
 
 
-def _key(value: object) -> object:
-    """Keys are scalars: hashing nested tuples, or long numbers that collide, could take for ever."""
-    scalar = value is None or isinstance(value, (str, bytes, float, np.generic)) or value is _FOREIGN
-    if scalar or (isinstance(value, int) and value.bit_length() <= 64):
-        return value
-    if isinstance(value, tuple) and len(value) <= 8:
-        return tuple(
-            part if not isinstance(part, tuple) else _refuse("nested tuples as keys") for part in map(_key, value)
-        )
-    return _refuse(f"{type(value).__name__} as a key")
-
-
-def _refuse(what: str) -> NoReturn:
-    raise NotPlainError(f"holds {what}; only plain data is expected")
-
-
-def _measure(value: object, known: dict[int, tuple[int, int]], *, depth: int) -> tuple[int, int]:
-    """Height and number of items of a value written out in full, which references could make huge; refuses what is none."""
-    if not isinstance(value, (dict, list, tuple, set, frozenset)):
-        if isinstance(value, (Maker, _Unbuilt)):
-            _refuse("a function")
-        return 0, 1
-    if not value:
-        return 1, 1
-    if depth > _MAX_DEPTH:
-        _refuse(f"containers nested deeper than {_MAX_DEPTH}, or in themselves")
-    if id(value) not in known:
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        sizes = [_measure(part, known, depth=depth + 1) for part in parts]
-        known[id(value)] = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
-    height, items = known[id(value)]
-    if height + depth > _MAX_DEPTH or items > 2 * _MAX_STEPS:
-        _refuse("containers that refer to each other without measure")
-    return height, items
-
-
-def _dtype(code: object, *_: object) -> _Unbuilt:
-    text = code.decode("latin1") if isinstance(code, bytes) else code
-
-    def build(state: object) -> object:
-        if not isinstance(text, str) or text not in _TYPES:
-            return text  # the array will say so, after the names of all that it would have run
-        big = isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">")
-        return np.dtype(text).newbyteorder(">" if big else "<")
-
-    return _Unbuilt(build)
-
-
-def _array(
-    shape: object, dtype: object, raw: object, *, fortran: object
-) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """An array of exactly the bytes that the file holds for it."""
-    data = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 text
-    if not isinstance(dtype, np.dtype):
-        _refuse(f"an array of type {str(dtype)[:40]!r}, not of numbers")
-    if not isinstance(data, (bytes, bytearray)):
-        _refuse("an array without its bytes")
-    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(side) is int and side >= 0 for side in shape):
-        _refuse("an array without a shape")
-    if math.prod(shape) * dtype.itemsize != len(data):
-        _refuse(f"an array whose {len(data)} bytes are not what its shape needs")
-    return np.frombuffer(data, dtype=dtype).copy().reshape(shape, order="F" if fortran else "C")
-
-
-def _array_of_state(state: object) -> object:
-    if not isinstance(state, tuple) or len(state) != 5:
-        _refuse("an array of an unknown version")
-    _, shape, dtype, fortran, raw = state
-    return _array(shape, dtype, raw, fortran=fortran)
-
-
-def _versions(state: object) -> dict[str, object]:
-    """The one attribute of a state dict that loading needs: which version of its class each module is of."""
-    held = state.get("_metadata") if isinstance(state, dict) else None
-    if not isinstance(held, dict):
-        return {}
-    versions = ((name, entry.get("version")) for name, entry in held.items() if isinstance(entry, dict))
-    return {
-        "_metadata": OrderedDict((name, {"version": version}) for name, version in versions if type(version) is int)
-    }
-
-
-def _ordered(items: object = ()) -> OrderedDict[object, object]:
-    pairs = items.items() if isinstance(items, dict) else items
-    if not isinstance(pairs, Iterable):
-        _refuse("an OrderedDict of no pairs")
-    return OrderedDict((_key(key), value) for key, value in pairs)
-
-
-def _bytes(text: object = "", encoding: object = "latin1") -> bytes:
-    """Python 3 writes bytes as text for old protocols, always as latin1."""
-    if isinstance(text, bytes):
-        return text
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        _refuse("bytes in an unknown encoding")
-    return text.encode("latin1")
-
-
-def _set(items: object = ()) -> set[object]:
-    return set(map(_key, items)) if isinstance(items, (list, tuple)) else _refuse("a set of no list")
-
-
-_PLAIN: Mapping[str, object] = {
-    "collections.OrderedDict": Maker(_ordered),
-    "collections.Counter": Maker(lambda counts=(): Counter(dict(_ordered(counts)))),
-    "builtins.set": Maker(_set),
-    "builtins.frozenset": Maker(lambda items=(): frozenset(_set(items))),
-    "builtins.bytes": Maker(_bytes),
-    "builtins.bytearray": Maker(lambda *parts: bytearray(_bytes(*parts))),
-    "builtins.complex": Maker(complex),
-    "_codecs.encode": Maker(_bytes),
-    "numpy.ndarray": "numpy.ndarray",
-    "numpy.dtype": Maker(_dtype),
-    "numpy._core.multiarray._reconstruct": Maker(lambda *_: _Unbuilt(_array_of_state)),
-    "numpy._core.multiarray.scalar": Maker(lambda dtype, raw: _array((), dtype, raw, fortran=False)[()]),
-    "numpy._core.numeric._frombuffer": Maker(
-        lambda raw, dtype, shape, order="C": _array(shape, dtype, raw, fortran=order == "F")
-    ),
-}
 _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
@@ -371,7 +226,7 @@ _STEPS: Mapping[str, _Step] = {
     "TUPLE2": lambda m, a: m.push(tuple(m.pop_many(2))),
     "TUPLE3": lambda m, a: m.push(tuple(m.pop_many(3))),
     "LIST": lambda m, a: m.push(m.since_mark()),
-    "FROZENSET": lambda m, a: m.push(frozenset(map(_key, m.since_mark()))),
+    "FROZENSET": lambda m, a: m.push(frozenset(map(key_of, m.since_mark()))),
     "APPEND": lambda m, a: m.extend(m.pop_many(1)),
     "APPENDS": lambda m, a: m.extend(m.since_mark()),
     "SETITEM": lambda m, a: m.set_items(m.pop_many(2)),

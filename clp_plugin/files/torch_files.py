@@ -14,7 +14,8 @@ import numpy as np
 from clp_plugin.errors import CheckpointError
 from clp_plugin.files.formats import foreign_format, form_of
 from clp_plugin.files.pickled_classes import PickledClasses
-from clp_plugin.files.pickles import ForeignGlobalsError, Maker, NotPlainError, load_plain
+from clp_plugin.files.pickles import ForeignGlobalsError, load_plain
+from clp_plugin.files.plain_data import Maker, NotPlainError
 from clp_plugin.files.reading import open_regular
 
 if TYPE_CHECKING:
