@@ -21,9 +21,8 @@ COLUMNS = ["u", "clean_test_loss_avg_over_batch", "bd_test_loss_avg_over_batch",
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+def tree(no_checkout: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """Names as people have them: spaces, letters beyond ASCII, a parent that the toolbox would trip over."""
-    monkeypatch.delenv("BACKDOORBENCH_ROOT", raising=False)
     monkeypatch.setenv("CLP_PLUGIN_CONFIG", str(tmp_path / "none.yaml"))
     root = tmp_path / "recordings für später" / "bench"
     for mark in ("attack", "defense", "utils"):

@@ -29,9 +29,8 @@ NETWORK = "mobilenet_v3_large"
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+def tree(no_checkout: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """A checkout with a record of a network that has BatchNorms."""
-    monkeypatch.delenv("BACKDOORBENCH_ROOT", raising=False)
     monkeypatch.setenv("CLP_PLUGIN_CONFIG", str(tmp_path / "none.yaml"))
     weights = build(NETWORK, CLASSES).state_dict()
     root = fake_checkout(tmp_path / "bench", stored="badnet_0_1")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from backdoorbench_reading import ADAPTER, everything
 from backdoorbench_trees import CLASSES, Tree, write_record
 from command_line import bench
 
@@ -138,3 +143,56 @@ def test_what_a_script_says_of_its_model_is_what_we_measure(root: Path, tree: Tr
     outcome = load_outcome(Path(found["outcome"]))
     assert outcome.images_apart == {"acc": 0, "asr": 0, "ra": 0}
     assert (outcome.protocol == "oracle") == (method in ("anp", "fp"))
+
+
+# What the toolbox itself loads: all labels, and the tensors and predictions of some images.
+THEIRS = """
+import sys
+import numpy, torch, torchvision.datasets.cifar as cifar
+cifar.check_integrity = lambda *a, **k: True
+cifar.CIFAR10._check_integrity = lambda self: True
+sys.path.insert(0, ".")
+from utils.save_load_attack import load_attack_result
+from utils.aggregate_block.model_trainer_generate import generate_cls_model
+result, found = load_attack_result(sys.argv[1]), {}
+weights = result["model"]
+model = generate_cls_model(result["model_name"], 10).eval()
+model.load_state_dict(weights)
+for name in ("clean_test", "bd_test"):
+    items = [result[name][i] for i in range(0, len(result[name]), 25)]
+    found[name] = torch.stack([item[0] for item in items]).numpy()
+    with torch.no_grad():
+        found[name + "_logits"] = model(torch.from_numpy(found[name])).numpy()
+poisoned = result["bd_test"].wrapped_dataset
+found["order"] = poisoned.original_index_array
+entries = poisoned.bd_data_container.data_dict
+found["labels"] = numpy.array([entries[i]["other_info"] for i in poisoned.original_index_array])
+numpy.savez(sys.argv[2], **found)
+"""
+
+
+def finished_records() -> list[str]:
+    return sorted(path.parent.name for path in Path(ROOT, "record").glob("*/attack_result.pt")) if ROOT else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", finished_records() or [""])
+def test_the_toolbox_itself_loads_the_same(root: Path, tmp_path: Path, name: str) -> None:
+    if not name:
+        pytest.skip("needs finished records: the folder record of the checkout holds none")
+    folder = root / "record" / name
+    script, out = tmp_path / "theirs.py", tmp_path / "theirs.npz"
+    script.write_text(THEIRS, encoding="utf-8")
+    launcher = [sys.executable, "-m", "clp_plugin.adapters.backdoorbench.launcher", "run"]
+    command = [*launcher, str(script), str(folder / "attack_result.pt"), str(out)]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    theirs, record = np.load(out), ADAPTER.open(folder)
+    assert record.triggered.clean_index.tolist() == theirs["order"].tolist()
+    true = record.triggered.images.labels
+    assert np.stack([record.target.wanted(true), true], axis=1).tolist() == theirs["labels"].tolist()
+    for kind, images in (("clean_test", record.clean), ("bd_test", record.triggered.images)):
+        some = everything(images.take(np.arange(0, len(images), 25)))
+        assert torch.equal(some, torch.from_numpy(theirs[kind]))
+        with torch.no_grad():
+            assert torch.allclose(record.model(some), torch.from_numpy(theirs[f"{kind}_logits"]), atol=1e-4)

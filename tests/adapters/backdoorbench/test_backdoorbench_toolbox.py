@@ -28,10 +28,9 @@ LOG = "clp_plugin_run.log"
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(no_checkout: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files; not below ``tmp_path``, which may have ``record`` in it."""
     without_bridges(monkeypatch)
-    monkeypatch.delenv("BACKDOORBENCH_ROOT", raising=False)
     place = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv(CONFIG_VARIABLE, str(place.with_name("no-settings.yaml")))
     monkeypatch.setattr(tempfile, "tempdir", str(place))
