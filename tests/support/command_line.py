@@ -13,6 +13,10 @@ import pytest
 from clp_plugin.cli.app import app
 from clp_plugin.cli.console import run
 
+# An attack that takes a second.
+ATTACK = [
+    "--preset", "demo", "--n-train", "300", "--n-test", "60", "--epochs", "1", "--width", "8",
+]  # fmt: skip
 # Keys of the JSON contract in docs/cli.md.
 METRICS = ["acc", "asr", "ra", "base_rate", "n_clean", "n_triggered"]
 LAYER = ["name", "kind", "conv", "norm", "channels", "sigma", "pruned"]
@@ -60,6 +64,3 @@ def refused(*argv: object) -> str:
 
 def without(found: dict[str, Any], *volatile: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in volatile}
-
-
-# --- attack -----------------------------------------------------------------------------------------------------------
