@@ -21,10 +21,6 @@ from interruptions import content, fork, kill, steps, wait
 from clp_plugin.adapters.builtin import settings, toolbox
 from clp_plugin.adapters.builtin.training.recipe import Recipe
 
-TINY = [
-    "--dataset", "digits", "--n-train", "300", "--n-test", "40", "--model", "resnet18", "--width", "2", "--epochs", "1",
-    "--batch-size", "32", "--lr", "0.05", "--target", "1", "--device", "cpu",
-]  # fmt: skip
 _VOLATILE = ("seconds", "created", "command")
 
 
@@ -49,7 +45,9 @@ class Command:
 
 
 COMMANDS = {
-    "attack": Command(["attack", *TINY, "--out", "{}/record"], gives_way=True),
+    "attack": Command(
+        ["attack", "--preset", "small", "--target", "1", "--out", "{}/record", "--device", "cpu"], gives_way=True
+    ),
     "defend": Command(["defend", "--record", "{}/record", "--device", "cpu"], ["attack"]),
     "defend bnp": Command(
         ["defend", "--record", "{}/record", "--method", "bnp", "--device", "cpu"], ["attack"]
@@ -71,7 +69,7 @@ COMMANDS = {
 
 @contextlib.contextmanager
 def tiny_attacks() -> Iterator[None]:
-    """Inside, the preset of ``bench leaderboard run`` is as small as the attack of ``COMMANDS``."""
+    """Inside, the preset of ``COMMANDS`` takes a moment: a figure, for one, draws a panel for each layer."""
     recipe = Recipe(epochs=1, lr=0.05, batch_size=32, precision="float32")
     small = replace(
         settings.PRESETS["small"], recipe=recipe, n_train=300, n_test=40, model_options={"width": 2, "blocks": (1,)}

@@ -18,7 +18,7 @@ from kill_runs import COMMANDS, kill_at_each_step, prepared, several_at_a_time, 
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
 # Every so-manieth step of each command, which all together take a minute.
-EVERY = {"attack": 14, "defend": 8, "sweep": 8, "scan": 12, "compare": 9, "grid": 45}
+EVERY = {"attack": 14, "defend": 8, "sweep": 8, "scan": 12, "compare": 9, "grid": 20}
 
 
 @pytest.fixture(autouse=True)
