@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import io
-import math
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-
-import numpy as np
 
 from clp_plugin.errors import CheckpointError
 from clp_plugin.files.formats import foreign_format, form_of
 from clp_plugin.files.pickled_classes import PickledClasses
 from clp_plugin.files.pickles import ForeignGlobalsError, load_plain
-from clp_plugin.files.plain_data import Maker, NotPlainError
+from clp_plugin.files.plain_data import NotPlainError
 from clp_plugin.files.reading import open_regular
+from clp_plugin.files.torch_tensors import MemoryBudget, elements, fill, reserved, storage_id, torch_globals
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _TRUST = "If you have read the file and know its source, pass --trust"
@@ -28,11 +24,6 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _COUNT_BYTES = 8
 _LARGEST_HEADER = 16 << 20  # of safetensors: 100,000 names take 10 MiB
-_STORAGES = {
-    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
-    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexDouble": "complex128",
-    "ComplexFloat": "complex64",
-}  # fmt: skip
 
 
 def read_pickle_checkpoint(path: Path, *, trust: bool = False, classes: PickledClasses | None = None) -> object:
@@ -79,7 +70,7 @@ def read_torch_stream(file: IO[bytes]) -> object:
     """
     size = file.seek(0, 2)
     file.seek(0)
-    budget = _Budget(size)
+    budget = MemoryBudget(size)
     start = file.read(len(_ZIP))
     file.seek(0)
     return _read_zip(file, budget) if start == _ZIP else _read_legacy(file, budget)
@@ -139,24 +130,7 @@ def _damaged(path: Path, size: int, error: Exception) -> str:
     )
 
 
-class _Budget:
-    """The memory that a file may fill: tensors that share storages are legitimate, terabytes from kilobytes are not."""
-
-    def __init__(self, size: int) -> None:
-        self.left = 8 * size + (16 << 20)
-
-    def take(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise ValueError("declares more data than it holds")
-
-
-@dataclass(frozen=True)
-class _StorageType:
-    dtype: torch.dtype
-
-
-def _read_zip(file: IO[bytes], budget: _Budget) -> object:
+def _read_zip(file: IO[bytes], budget: MemoryBudget) -> object:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "constants.pkl" in members:
@@ -171,19 +145,19 @@ def _read_zip(file: IO[bytes], budget: _Budget) -> object:
         storages: dict[str, Tensor] = {}
 
         def storage(identifier: object) -> Tensor:
-            dtype, key, count = _storage_id(identifier)
+            dtype, key, count = storage_id(identifier)
             if key not in storages:
                 info = members[f"data/{key}"]
-                storages[key] = _reserved(info.file_size)
+                storages[key] = reserved(info.file_size)
                 with archive.open(info) as member:
-                    _fill(storages[key], member)
-            return _elements(storages[key], dtype, count)
+                    fill(storages[key], member)
+            return elements(storages[key], dtype, count)
 
         pickled = io.BytesIO(archive.read(members["data.pkl"]))
-        return load_plain(pickled, globals_=_torch_globals(budget), storage=storage)
+        return load_plain(pickled, globals_=torch_globals(budget), storage=storage)
 
 
-def _read_legacy(file: IO[bytes], budget: _Budget) -> object:
+def _read_legacy(file: IO[bytes], budget: MemoryBudget) -> object:
     """Five pickles in a row (magic number, protocol, system, the object, keys of storages), then the storages."""
     stream = io.BytesIO(file.read())
     if load_plain(stream) != _LEGACY_MAGIC or load_plain(stream) != _LEGACY_PROTOCOL:
@@ -193,112 +167,22 @@ def _read_legacy(file: IO[bytes], budget: _Budget) -> object:
     storages: dict[str, Tensor] = {}
 
     def storage(identifier: object) -> Tensor:
-        dtype, key, count = _storage_id(identifier)
+        dtype, key, count = storage_id(identifier)
         if key not in storages:
             budget.take(count * dtype.itemsize)
-            storages[key] = _reserved(count * dtype.itemsize)
-        return _elements(storages[key], dtype, count)
+            storages[key] = reserved(count * dtype.itemsize)
+        return elements(storages[key], dtype, count)
 
-    content = load_plain(stream, globals_=_torch_globals(budget), storage=storage)
+    content = load_plain(stream, globals_=torch_globals(budget), storage=storage)
     keys = load_plain(stream)
     if not isinstance(keys, list) or set(keys) != storages.keys() or len(keys) != len(storages):
         raise ValueError("its list of storages does not name those of its tensors")
     for key in keys:
         stream.seek(_COUNT_BYTES, io.SEEK_CUR)  # the number of elements, which the pickle has given
-        _fill(storages[key], stream)
+        fill(storages[key], stream)
     return content
 
 
 def _require_little_endian(is_little: bool) -> None:
     if not is_little:
         raise ValueError("it was written on a big-endian machine; convert it there")
-
-
-def _storage_id(identifier: object) -> tuple[torch.dtype, str, int]:
-    """``("storage", type, key, device, count)``; the legacy format adds views, of which today's torch writes none."""
-    if isinstance(identifier, tuple) and len(identifier) in (5, 6) and identifier[5:] in ((), (None,)):
-        _, kind, key, _, count = identifier[:5]
-        if isinstance(kind, _StorageType) and isinstance(key, str) and type(count) is int and 0 <= count < 2**63:
-            return kind.dtype, key, count
-    raise ValueError("a reference to a storage is damaged")
-
-
-def _reserved(size: int) -> Tensor:
-    import torch
-
-    return torch.empty(size, dtype=torch.uint8)
-
-
-def _fill(raw: Tensor, source: IO[bytes]) -> None:
-    content = source.read(raw.numel())
-    if len(content) != raw.numel():
-        raise ValueError(f"a storage of {raw.numel()} bytes ends after {len(content)}")
-    raw.numpy()[:] = np.frombuffer(content, dtype=np.uint8)
-
-
-def _elements(raw: Tensor, dtype: torch.dtype, count: int) -> Tensor:
-    if count * dtype.itemsize > raw.numel():
-        raise ValueError(f"a storage of {raw.numel()} bytes is said to hold {count} elements of {dtype}")
-    return raw[: count * dtype.itemsize].view(dtype)
-
-
-def _torch_globals(budget: _Budget) -> dict[str, object]:
-    """Substitutes for the globals of torch that dense tensors need."""
-    import torch
-
-    def tensor(flat: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
-        if any(rest[2:]):
-            raise ValueError("a tensor that is conjugated or negated when it is read is not supported")
-        return _strided(flat, offset, size, stride, budget)
-
-    def tensor_of_bytes(flat: Tensor, offset: object, size: object, stride: object, *rest: object) -> Tensor:
-        return tensor(flat.view(rest[2]), offset, size, stride)  # type: ignore[call-overload]
-
-    def of_type(function: object, _: object, arguments: tuple[object, ...], *__: object) -> object:
-        if not isinstance(function, Maker):
-            raise ValueError("a tensor is made by no function")
-        return function.make(*arguments)
-
-    storages = {
-        f"{home}.{name}Storage": _StorageType(getattr(torch, dtype))
-        for home in ("torch", "torch.cuda")
-        for name, dtype in _STORAGES.items()
-    }
-    return {
-        **storages,
-        **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
-        "torch.storage.UntypedStorage": _StorageType(torch.uint8),
-        "torch.Size": Maker(torch.Size),
-        "torch.device": Maker(torch.device),
-        "torch.Tensor": "torch.Tensor",
-        "torch.nn.parameter.Parameter": "torch.nn.parameter.Parameter",
-        "torch._utils._rebuild_tensor": Maker(tensor),
-        "torch._utils._rebuild_tensor_v2": Maker(tensor),
-        "torch._utils._rebuild_tensor_v3": Maker(tensor_of_bytes),
-        "torch._utils._rebuild_parameter": Maker(lambda data, grad, *_: torch.nn.Parameter(data, bool(grad))),
-        "torch._utils._rebuild_parameter_with_state": Maker(
-            lambda data, grad, *_: torch.nn.Parameter(data, bool(grad))
-        ),
-        "torch._tensor._rebuild_from_type_v2": Maker(of_type),
-    }
-
-
-def _strided(flat: object, offset: object, size: object, stride: object, budget: _Budget) -> Tensor:
-    """A view into a storage, none of whose elements lie outside of it."""
-    import torch
-
-    if not (
-        isinstance(flat, torch.Tensor)
-        and isinstance(size, tuple)
-        and isinstance(stride, tuple)
-        and len(size) == len(stride) <= 64
-        and type(offset) is int
-        and all(type(number) is int and 0 <= number < 2**63 for number in (offset, *size, *stride))
-    ):
-        raise ValueError("the shape of a tensor is damaged")
-    count = math.prod(size)
-    last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    if count and last >= flat.numel():
-        raise ValueError(f"a tensor of shape {size} reaches beyond its storage of {flat.numel()} elements")
-    budget.take(count * flat.itemsize)
-    return flat.as_strided(size, stride, offset)
