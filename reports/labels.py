@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
+from pathlib import Path
 
 import pandas as pd
 
@@ -49,6 +50,20 @@ def record_names(folders: Iterable[str]) -> dict[str, str]:
         numbered = (f"{name}-{number}" for number in count(2))
         names[folder] = next(each for each in chain([name], numbered) if each not in names.values())
     return names
+
+
+def attacked_names(frame: pd.DataFrame) -> list[str]:
+    """Name of each row's record without ``-seedN``, so that the seeds of one attack have one name and ``badnets-all`` its own.
+
+    Args:
+        frame: A table with the columns ``record`` and ``sha256``; models of one name without seeds stay apart.
+    """
+    names = [Path(str(record)).name for record in frame["record"]]
+    models = frame["sha256"].groupby(names).nunique()
+    return [
+        name.rpartition("-seed")[0] or (name if models[name] == 1 else str(record))
+        for name, record in zip(names, frame["record"], strict=True)
+    ]
 
 
 def _told_apart(settings: Sequence[str]) -> dict[str, str]:

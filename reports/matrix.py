@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from clp_plugin.errors import ConfigError
 
 from ._style import SMALL, new_figure
-from .labels import method_labels
+from .labels import attacked_names, method_labels
 from .ranking import BACKDOOR_MARGIN, REMOVED_ACC_DROP, REMOVED_ASR, has_backdoor
 from .tables import markdown_text
 
@@ -123,18 +123,8 @@ def _with_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[frame["after_acc"].notna()] if len(frame) else frame
     if not len(done):
         raise ConfigError("a matrix needs at least one outcome with metrics, found none")
-    done = done.assign(label=method_labels(done), attacked=_attacked(done))
+    done = done.assign(label=method_labels(done), attacked=attacked_names(done))
     return done.astype(dict.fromkeys(_NUMBERS, float))
-
-
-def _attacked(done: pd.DataFrame) -> list[str]:
-    """Name a model by the record's folder, which tells badnets from badnets-all; models without seeds stay apart."""
-    names = [Path(str(record)).name for record in done["record"]]
-    models = done["sha256"].groupby(names).nunique()
-    return [
-        name.rpartition("-seed")[0] or (name if models[name] == 1 else str(record))
-        for name, record in zip(names, done["record"], strict=True)
-    ]
 
 
 def _grid(done: pd.DataFrame, key: str, how: Literal["mean", "max", "min"] = "mean") -> pd.DataFrame:

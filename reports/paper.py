@@ -15,11 +15,12 @@ from clp_plugin.types import Mask, Scores
 
 from ._style import BLUE, GREEN, RED, SMALL, new_figure, plain_axes
 from .figures import uclc_tac_figure
+from .labels import attacked_names
 from .latex import latex_styled
 from .ranking import per_record
 from .tables import markdown_text
 
-Row = Literal["attack", "poison_rate", "architecture", "dataset"]
+Row = Literal["attack", "record", "poison_rate", "architecture", "dataset"]
 AVERAGE, DROP = "Average", "Drop"
 _SHOWN = (("acc", "ACC", "max"), ("asr", "ASR", "min"))
 _LINES = (("acc", "ACC", BLUE, "o", "-"), ("asr", "ASR", RED, "s", "--"), ("ra", "RA", GREEN, "^", ":"))
@@ -58,6 +59,37 @@ def performance_table(frame: pd.DataFrame, *, by: Row = "attack") -> pd.DataFram
     average = table.mean(skipna=False)
     drop = pd.Series({pair: average["before", pair[1]] - average[pair] for pair in columns})
     return pd.concat([table, average.to_frame(AVERAGE).T, drop.to_frame(DROP).T])
+
+
+def rates_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lay out ACC and ASR as table 3 of the paper does: a row a poisoning rate and method, two columns an attack.
+
+    Args:
+        frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
+
+    Returns:
+        Percent, the lowest rate first and of each the attacked models first; what was not run is not a number. Empty where
+        there are not at least two rates.
+
+    Raises:
+        ConfigError: If no outcome has metrics.
+    """
+    runs = _runs(frame, "poison_rate").assign(attacked=lambda each: attacked_names(each))
+    rates = sorted(rate for rate in set(runs["poison_rate"]) if rate != "unknown")
+    rows = []
+    for rate in rates if len(rates) > 1 else ():
+        own = runs[runs["poison_rate"] == rate]
+        for label in ("before", *dict.fromkeys(own["label"])):
+            when = "before" if label == "before" else "after"
+            chosen = own.drop_duplicates(["sha256", "record"]) if label == "before" else own[own["label"] == label]
+            means = 100 * chosen.groupby("attacked")[[f"{when}_acc", f"{when}_asr"]].mean()
+            cells = {
+                f"{name} {metric.upper()}": float(means[f"{when}_{metric}"].get(name, math.nan))
+                for name in dict.fromkeys(runs["attacked"])
+                for metric in ("acc", "asr")
+            }
+            rows.append({"poison rate": rate, "method": label, **cells})
+    return rows
 
 
 def time_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +202,7 @@ def _runs(frame: pd.DataFrame, by: Row) -> pd.DataFrame:
     runs = per_record(frame)
     if not len(runs):
         raise ConfigError("a table needs at least one outcome with metrics, found none; run some methods first")
-    return runs.assign(**{by: runs[by].fillna("unknown")})
+    return runs.assign(**{by: attacked_names(runs) if by == "record" else runs[by].fillna("unknown")})
 
 
 def _bold_best(values: pd.Series[float], *, largest: bool) -> list[str]:

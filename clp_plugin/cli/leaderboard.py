@@ -73,7 +73,8 @@ def tables(
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")],
     folders: Folders = None,
     by: Annotated[
-        Literal["attack", "poison_rate", "architecture", "dataset"], typer.Option(help="What a row stands for.")
+        Literal["attack", "record", "poison_rate", "architecture", "dataset"],
+        typer.Option(help="What a row stands for; record: records of one name but for their seed."),
     ] = "attack",
     where: Where = None,
     critical_difference: Annotated[

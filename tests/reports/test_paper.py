@@ -12,19 +12,28 @@ import pytest
 from test_ranking import run
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.reports.paper import performance_table, sweeps_figure, table_latex, table_markdown, time_table
+from clp_plugin.reports.paper import (
+    performance_table,
+    rates_table,
+    sweeps_figure,
+    table_latex,
+    table_markdown,
+    time_table,
+)
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
 
 
-def of(attack: str, record: str, method: str, acc: float, asr: float, **changes: object) -> Outcome:
+def of(
+    attack: str, record: str, method: str, acc: float, asr: float, *, poison_rate: float = 0.1, **changes: object
+) -> Outcome:
     facts = {
         "attack": attack,
         "dataset": "d",
         "architecture": "net_18",
         "sha256": record,
         "path": record,
-        "poison_rate": 0.1,
+        "poison_rate": poison_rate,
     }
     return run(method, record, acc=acc, asr=asr, provenance=facts, **changes)
 
@@ -52,6 +61,26 @@ def test_an_average_over_a_missing_cell_is_not_made_up() -> None:
 
 def test_rows_may_be_poisoning_rates() -> None:
     assert list(performance_table(outcomes_frame(OUTCOMES), by="poison_rate").index) == [0.1, "Average", "Drop"]
+
+
+def test_rows_may_be_records_of_one_name_but_for_their_seed() -> None:
+    names = ("badnets-seed0", "badnets-seed1", "badnets-all-seed0")
+    table = performance_table(outcomes_frame([of("badnets", name, "clp", 0.9, 0.1) for name in names]), by="record")
+    assert list(table.index) == ["badnets", "badnets-all", "Average", "Drop"]
+
+
+def test_rates_are_rows_below_each_other_with_two_columns_an_attack() -> None:
+    runs = [
+        of(attack, f"{rate}/{attack}-seed0", "clp", 0.9, asr, poison_rate=rate)
+        for rate, attack, asr in ((0.1, "badnets", 0.2), (0.01, "badnets", 0.5), (0.1, "sig", 0.4))
+    ]
+    rows = rates_table(outcomes_frame(runs))
+    assert [(row["poison rate"], row["method"]) for row in rows] == [
+        (0.01, "before"), (0.01, "clp"), (0.1, "before"), (0.1, "clp"),
+    ]  # fmt: skip
+    assert [row["badnets ASR"] for row in rows] == pytest.approx([100, 50, 100, 20])
+    assert math.isnan(rows[1]["sig ASR"])
+    assert rates_table(outcomes_frame(runs[::2])) == []
 
 
 def test_markdown_marks_the_best_of_a_row() -> None:

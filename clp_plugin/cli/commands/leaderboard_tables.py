@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Row = Literal["attack", "poison_rate", "architecture", "dataset"]
+Row = Literal["attack", "record", "poison_rate", "architecture", "dataset"]
 
 
 def write_tables(
@@ -63,7 +63,7 @@ def _tables(frame: pd.DataFrame, by: Row) -> tuple[dict[str, str], dict[str, lis
     from clp_plugin.reports.board import reported_rows
     from clp_plugin.reports.latex import latex_rows
     from clp_plugin.reports.matrix import matrix_markdown
-    from clp_plugin.reports.paper import performance_table, table_latex, table_markdown, time_table
+    from clp_plugin.reports.paper import performance_table, rates_table, table_latex, table_markdown, time_table
     from clp_plugin.reports.tables import outcome_rows, to_markdown
 
     table, seconds = performance_table(frame, by=by), _flat(time_table(frame), "architecture")
@@ -76,6 +76,11 @@ def _tables(frame: pd.DataFrame, by: Row) -> tuple[dict[str, str], dict[str, lis
         "matrix.md": matrix_markdown(frame),
     }
     rows = {"performance.csv": _flat(table, by), "seconds.csv": seconds, "outcomes.csv": outcome_rows(frame)}
+    if rates := rates_table(frame):
+        texts["poison_rates.md"], rows["poison_rates.csv"] = to_markdown(rates), rates
+        texts["poison_rates.tex"] = latex_rows(
+            rates, "ACC and ASR in percent by poisoning rate, before and after each method"
+        )
     if told := reported_rows(frame):
         texts["reported.md"], rows["reported.csv"] = to_markdown(told), told
     return texts, rows
