@@ -19,34 +19,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from clp_plugin.fusion.graph import UNKNOWN, ChannelGraph, Node
+from clp_plugin.fusion.operations import COPIES, MOVES, is_channelwise
 from clp_plugin.networks.kinds import CONV_TYPES, is_batchnorm
 from clp_plugin.types import Ints
 
 aten = torch.ops.aten
-
-_MOVES = {
-    getattr(aten, name)
-    for name in (
-        "view _unsafe_view reshape permute transpose t squeeze unsqueeze expand slice select split split_with_sizes "
-        "unbind cat stack clone contiguous alias detach lift_fresh flip roll repeat narrow unfold movedim "
-        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle _reshape_alias diagonal copy_ as_strided"
-    ).split()
-    if hasattr(aten, name)
-}
-_COPIES = {aten._to_copy, aten.clone, aten.contiguous, aten.native_dropout}
-_CHANNELWISE = {
-    getattr(aten, name)
-    for name in (
-        "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
-        "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d mean sum amax max_pool2d upsample_nearest2d "
-        "upsample_bilinear2d native_layer_norm native_group_norm native_batch_norm softmax _softmax rrelu_with_noise "
-        "std var linalg_vector_norm cumsum constant_pad_nd max prelu _prelu_kernel rms_norm _fused_rms_norm hardswish "
-        "hardswish_ log_sigmoid_forward amin prod adaptive_max_pool3d upsample_nearest1d upsample_bicubic2d "
-        "upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d _log_softmax"
-    ).split()
-    if hasattr(aten, name)
-}
 
 
 class ChannelFollower(TorchDispatchMode):
@@ -120,7 +97,7 @@ class ChannelFollower(TorchDispatchMode):
             if not tensors or packet.__name__.startswith("new_") or packet.__name__.endswith("_like"):
                 self._attach_unknown(output)
             return output
-        if packet in _MOVES or packet in _COPIES:
+        if packet in MOVES or packet in COPIES:
             self._move(func, packet, args, kwargs, output)
         else:
             self._compute(func, packet, tensors, output)
@@ -128,7 +105,7 @@ class ChannelFollower(TorchDispatchMode):
 
     def _move(self, func: Any, packet: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Replay a data movement on the shadows."""
-        if packet in _COPIES:
+        if packet in COPIES:
             first = output[0] if isinstance(output, tuple) else output
             self._attach(first, self._shadow_or_unknown(args[0]).expand(first.shape))
             return
@@ -151,7 +128,7 @@ class ChannelFollower(TorchDispatchMode):
         outs = [t for t in tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
         if not outs:
             return
-        channelwise = packet in _CHANNELWISE or _is_pointwise(func)
+        channelwise = is_channelwise(func)
         weighted = packet is aten.convolution or any(t.ndim > 1 and t not in self._shadow for t in tensors)
         structures = [s for s in map(channel_structure, sorted(shadows, key=lambda s: -s.numel())) if s is not None]
         dim = _output_dim(outs[0], structures, max(s.ndim for s in shadows)) if channelwise else None
@@ -261,13 +238,6 @@ def channel_structure(shadow: torch.Tensor, prefer: int = 1) -> tuple[int, Ints]
         if bool((shadow == _along(line, shadow, dim)).all()):
             return dim, line.numpy().astype(np.int64)
     return None
-
-
-def _is_pointwise(func: Any) -> bool:
-    """Ask PyTorch's own tag, which some in-place forms (``hardswish_``) lack although their plain forms carry it."""
-    plain = getattr(aten, func.overloadpacket.__name__.removesuffix("_"), None)
-    forms = [func] if plain is None else [func, *(getattr(plain, name) for name in plain.overloads())]
-    return any(torch.Tag.pointwise in form.tags for form in forms)
 
 
 def _along(values: torch.Tensor, like: torch.Tensor, dim: int | None) -> torch.Tensor:
