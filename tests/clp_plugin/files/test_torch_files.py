@@ -21,11 +21,8 @@ from clp_plugin.errors import CheckpointError, MaskError
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.types import Mask
 
-# The last four have no place in the legacy format.
-DTYPES = (
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128 uint16 uint32 uint64 "
-    "float8_e4m3fn".split()
-)
+DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128".split()
+ZIP_DTYPES = "float8_e4m3fn uint16 uint32 uint64".split()  # no place in the legacy format
 
 
 class Calls:
@@ -50,6 +47,14 @@ def tensor_with(offset: object, size: object, stride: object, *, held: int = 8) 
     return Calls(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
 
 
+def torch_saves(dtype: torch.dtype) -> bool:
+    try:
+        torch.save(torch.zeros(1).to(dtype), io.BytesIO())
+    except KeyError:  # torch 2.4 has no storage for the unsigned ones
+        return False
+    return True
+
+
 def refused(path: Path, content: object, match: str, *, legacy: bool = False) -> None:
     torch.save({"w": content}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=match):
@@ -60,8 +65,9 @@ def refused(path: Path, content: object, match: str, *, legacy: bool = False) ->
 @pytest.mark.parametrize("legacy", [False, True])
 def test_every_dtype_and_layout_is_read_as_torch_reads_it(tmp_path: Path, legacy: bool) -> None:
     base = torch.arange(24.0).view(4, 6)
+    dtypes = {name: getattr(torch, name) for name in (DTYPES if legacy else DTYPES + ZIP_DTYPES)}
     content: dict[str, Any] = {
-        **{name: torch.arange(6).to(getattr(torch, name)) for name in (DTYPES[:-4] if legacy else DTYPES)},
+        **{name: torch.arange(6).to(dtype) for name, dtype in dtypes.items() if name in DTYPES or torch_saves(dtype)},
         "transposed": base.T, "part": base[1:3, ::2], "empty": torch.empty(0, 3), "scalar": torch.tensor(3.0),
         "expanded": torch.ones(1).expand(5), "parameter": torch.nn.Parameter(base[0]),
         "plain": [None, True, 2**70, 1.5, 2j, "ä", b"b", bytearray(b"c"), (1, (2,)), {3}, frozenset({4}), torch.Size([1])],
