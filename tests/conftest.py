@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 # Tiny tensors on several threads cost more in waiting than in arithmetic, and another number sums in another order.
 # Read by torch when it is imported, here and in every process that a test starts; what the caller asks for wins.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background jobs, and all that they start, are deaf to Ctrl-C, which some tests send to processes of their own.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
