@@ -95,11 +95,15 @@ def board_latex(frame: pd.DataFrame, *, by: str | None, sort: Metric = "der") ->
 
 
 def said_of_the_best(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str]:
-    """What a paired bootstrap says of the best method against each of the others, in the order of the leaderboard."""
+    """What a paired bootstrap says of the best method against each of the others, in the order of the leaderboard.
+
+    The best is the first that shares records with another: what was run on a record of its own is compared with nothing.
+    """
     order = [str(label) for label in leaderboard(frame, sort=metric)["label"]]
     found = {frozenset((each.first, each.second)): each for each in compare_methods(frame, metric=metric)}
-    pairs = (found.get(frozenset((order[0], other))) for other in order[1:])
-    return [each.statement(metric) for each in pairs if each is not None]
+    best = next((label for label in order if any(label in pair for pair in found)), "")
+    pairs = (frozenset((best, other)) for other in order)
+    return [found[pair].statement(metric) for pair in pairs if pair in found]
 
 
 def statements(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str]:
@@ -130,4 +134,4 @@ def _number(value: float, form: str) -> str:
 
 
 def _interval(row: Mapping[Hashable, Any]) -> str:
-    return DASH if math.isnan(row["der"]) else f"{row['der_low']:.2f}–{row['der_high']:.2f}"
+    return DASH if math.isnan(row["der_low"]) else f"{row['der_low']:.2f}–{row['der_high']:.2f}"

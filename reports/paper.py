@@ -61,6 +61,18 @@ def performance_table(frame: pd.DataFrame, *, by: Row = "attack") -> pd.DataFram
     return pd.concat([table, average.to_frame(AVERAGE).T, drop.to_frame(DROP).T])
 
 
+def gaps(frame: pd.DataFrame, *, by: Row = "attack") -> list[str]:
+    """Cells of :func:`performance_table` that are means over some of their row's records only, each in words."""
+    runs = _runs(frame, by)
+    of_all = runs.drop_duplicates(["sha256", "record"]).groupby(by).size()
+    cells = runs.groupby([by, "label"], sort=False).size().reset_index(name="run").to_dict("records")
+    return [
+        f"{cell['label']}: {cell['run']} of {of_all[cell[by]]} records of {cell[by]}"
+        for cell in cells
+        if cell["run"] < of_all[cell[by]]
+    ]
+
+
 def rates_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Lay out ACC and ASR as table 3 of the paper does: a row a poisoning rate and method, two columns an attack.
 
@@ -69,15 +81,17 @@ def rates_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
     Returns:
         Percent, the lowest rate first and of each the attacked models first; what was not run is not a number. Empty where
-        there are not at least two rates.
+        no attack has two rates.
 
     Raises:
         ConfigError: If no outcome has metrics.
     """
     runs = _runs(frame, "poison_rate").assign(attacked=lambda each: attacked_names(each))
-    rates = sorted(rate for rate in set(runs["poison_rate"]) if rate != "unknown")
+    runs = runs[runs["poison_rate"] != "unknown"]
+    if runs.groupby("attacked")["poison_rate"].nunique().max() < 2:
+        return []
     rows = []
-    for rate in rates if len(rates) > 1 else ():
+    for rate in sorted(set(runs["poison_rate"])):
         own = runs[runs["poison_rate"] == rate]
         for label in ("before", *dict.fromkeys(own["label"])):
             when = "before" if label == "before" else "after"

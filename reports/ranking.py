@@ -176,8 +176,8 @@ def _compared(first: str, second: str, both: np.ndarray, metric: Metric, interva
 
 
 def interval_of_mean(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean by the bootstrap; not a number where there is nothing to resample."""
-    if not len(values):
+    """The 95 % percentile interval of a mean by the bootstrap; not a number of fewer than two values, which tell no spread."""
+    if len(values) < 2:
         return float("nan"), float("nan")
     low, high = np.quantile(_weights(len(values), resamples, seed) @ values, (0.025, 0.975))
     return float(low), float(high)

@@ -100,6 +100,14 @@ def test_five_records_cannot_tell_however_clear_they_look() -> None:
     assert "cannot tell" in said_of_the_best(outcomes_frame(runs))[0]
 
 
+def test_a_method_on_a_record_of_its_own_is_not_the_one_to_compare_with() -> None:
+    runs = [run(name, str(i), acc=0.9, asr=asr) for i in range(7) for name, asr in (("bad", 0.9), ("good", 0.2))]
+    told = said_of_the_best(outcomes_frame([*runs, run("alone", "0", acc=0.9, asr=0.0)]))
+    assert [line.split(":")[0] for line in told] == ["good is better than bad"]
+    (row,) = board_rows(outcomes_frame([run("alone", "0", acc=0.9, asr=0.0)]))
+    assert row["95 %"] == "-"
+
+
 def test_what_a_script_measured_stands_beside_what_was_measured_here() -> None:
     theirs = run("anp", "one", acc=0.8, asr=0.1, implementation="backdoorbench", reported={"acc": 0.83, "asr": 0.1})
     (row,) = reported_rows(outcomes_frame([run("clp", "one", acc=0.9, asr=0.0), theirs]))

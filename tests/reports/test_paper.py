@@ -13,6 +13,7 @@ from test_ranking import run
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.paper import (
+    gaps,
     performance_table,
     rates_table,
     sweeps_figure,
@@ -57,6 +58,10 @@ def test_an_average_over_a_missing_cell_is_not_made_up() -> None:
     table = performance_table(outcomes_frame([*OUTCOMES, of("badnets", "b0", "nad", 0.9, 0.0)]))
     assert math.isnan(table.loc["wanet & co", ("nad", "ACC")])
     assert math.isnan(table.loc["Average", ("nad", "ACC")])
+
+
+def test_cells_of_some_records_only_are_told() -> None:
+    assert gaps(outcomes_frame(OUTCOMES)) == ["ft: 1 of 2 records of badnets"]
 
 
 def test_rows_may_be_poisoning_rates() -> None:

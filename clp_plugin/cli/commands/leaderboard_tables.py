@@ -63,14 +63,15 @@ def _tables(frame: pd.DataFrame, by: Row) -> tuple[dict[str, str], dict[str, lis
     from clp_plugin.reports.board import reported_rows
     from clp_plugin.reports.latex import latex_rows
     from clp_plugin.reports.matrix import matrix_markdown
-    from clp_plugin.reports.paper import performance_table, rates_table, table_latex, table_markdown, time_table
+    from clp_plugin.reports.paper import gaps, performance_table, rates_table, table_latex, table_markdown, time_table
     from clp_plugin.reports.tables import outcome_rows, to_markdown
 
     table, seconds = performance_table(frame, by=by), _flat(time_table(frame), "architecture")
     caption = f"ACC and ASR in percent by {by.replace('_', ' ')}, before and after each method"
+    missing = f"Not run on all records of a row: {'; '.join(lacking)}." if (lacking := gaps(frame, by=by)) else ""
     texts = {
-        "performance.md": table_markdown(table),
-        "performance.tex": table_latex(table, caption),
+        "performance.md": table_markdown(table) + (f"\n{missing}\n" if missing else ""),
+        "performance.tex": table_latex(table, f"{caption}. {missing}" if missing else caption),
         "seconds.md": to_markdown(seconds),
         "seconds.tex": latex_rows(seconds, "Mean seconds of each method itself, without loading and evaluation"),
         "matrix.md": matrix_markdown(frame),

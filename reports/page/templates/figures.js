@@ -52,7 +52,7 @@ function drawEffectiveness() {
   const rows = DATA.methods.filter((row) => row.der !== null).reverse();
   draw("der-figure", [{
     type: "bar", orientation: "h", y: rows.map((row) => plain(row.label)), x: rows.map((row) => row.der), marker: { color: COLORS[0] },
-    error_x: { type: "data", symmetric: false, array: rows.map((row) => row.der_high - row.der), arrayminus: rows.map((row) => row.der - row.der_low), color: themeColor("--ink") },
+    error_x: { type: "data", symmetric: false, array: rows.map((row) => (row.der_high ?? row.der) - row.der), arrayminus: rows.map((row) => row.der - (row.der_low ?? row.der)), color: themeColor("--ink") },
     hovertemplate: "%{y}: DER %{x:.3f}<extra></extra>",
   }], { xaxis: { title: { text: "DER, mean over records<br>with 95 % interval" }, range: [0, 1] }, yaxis: { automargin: true } });
 }
