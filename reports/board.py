@@ -95,7 +95,7 @@ def board_latex(frame: pd.DataFrame, *, by: str | None, sort: Metric = "der") ->
 
 
 def said_of_the_best(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str]:
-    """What a paired bootstrap says of the best method against each of the others, in the order of the leaderboard.
+    """Sentences of a paired bootstrap on the best method against each other one, in the order of the leaderboard.
 
     The best is the first that shares records with another: what was run on a record of its own is compared with nothing.
     """
@@ -107,7 +107,7 @@ def said_of_the_best(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str
 
 
 def statements(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str]:
-    """What a paired bootstrap says of every pair of methods."""
+    """Sentences of a paired bootstrap on every pair of methods."""
     return [each.statement(metric) for each in compare_methods(frame, metric=metric)]
 
 

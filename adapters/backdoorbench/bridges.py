@@ -38,7 +38,7 @@ def bridge_everything(*, trust: bool, fast_cpu: bool, pretrained: bool) -> None:
 
     Args:
         trust: Let ``torch.load`` run whatever a pickle asks for.
-        fast_cpu: Where a script asks for mixed precision on CUDA, give it bfloat16 on the CPU, and channels-last weights.
+        fast_cpu: Give a script that asks for mixed precision on CUDA bfloat16 on the CPU, and channels-last weights.
         pretrained: Leave the download of ImageNet weights alone; without it, those networks start from random weights,
             which is right for defenses, as they load the record's weights over them.
     """

@@ -1,4 +1,4 @@
-"""What a defense may see of a record, and no more."""
+"""Drawing what a defense may see of a record, and no more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_budget(
         record: The attacked model's record, which the images are drawn from.
         method: Name of the defense, for messages.
         defense: The defense, which declares its budget.
-        n: How many images; None for 500 (1 % of CIFAR-10, CLP 5.1), or all where there are fewer.
+        n: Number of images; None for 500 (1 % of CIFAR-10, CLP 5.1), or all where there are fewer.
         protocol: ``"oracle"`` adds the judge.
         seed: Seed of the draw, which is uniform: a class may be missing, as it may in life.
         device: The device on which the judge evaluates.

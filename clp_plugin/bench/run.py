@@ -34,10 +34,10 @@ class PlannedRun:
 
     Attributes:
         record: The attacked model and its images.
-        defense: What repairs it.
-        budget: What the defense may see, and no more.
-        facts: What will be stored of the run, whatever comes of it.
-        n_budget: How many images were asked for; None for the usual number.
+        defense: The defense that repairs it.
+        budget: The data that the defense may see, and no more.
+        facts: The facts that will be stored of the run, whatever comes of it.
+        n_budget: Number of images that were asked for; None for the usual number.
     """
 
     record: Record
@@ -47,7 +47,7 @@ class PlannedRun:
     n_budget: int | None = None
 
     def folder(self, adapter: ReadsRecords) -> Path:
-        """Where the result is stored: where the toolbox looks for it, if it has a place for results of ours."""
+        """The result's folder: where the toolbox looks for it, if it has a place for results of ours."""
         if isinstance(adapter, WritesResults):
             return adapter.result_folder(self.record.folder, self.facts.method, self.facts.options)
         return run_folder(self.record.folder, self.defense, self.facts, n_budget=self.n_budget)
@@ -60,9 +60,9 @@ class DefenseRun:
     Attributes:
         record: The attacked model and its images.
         repaired: The repaired model, and what the defense found on its way there.
-        judged_before: What the attacked model does on the test images.
-        judged_after: What the repaired model does on them.
-        outcome: What is stored of it.
+        judged_before: The judgement of the attacked model on the test images.
+        judged_after: The judgement of the repaired model on them.
+        outcome: The outcome that is stored of it.
     """
 
     record: Record
@@ -122,10 +122,10 @@ def make_defense(
     """A defense with the catalogue's defaults for the data set and the scale, overridden by ``options``.
 
     Args:
-        catalogue: Of what is on offer.
-        method: A name in it.
-        dataset: Whose defaults to take.
-        options: They win.
+        catalogue: The catalogue of what is on offer.
+        method: Name of the defense in the catalogue.
+        dataset: The data set whose defaults to take.
+        options: Options that win over the defaults.
         scale: ``"paper"`` or the name of one of the entry's ``scales``.
 
     Returns:
@@ -174,12 +174,12 @@ def plan_defense(
     Args:
         record: The attacked model and its images.
         method: Name of the defense for the outcome.
-        defense: It will receive exactly the budget that it declares.
-        options: Its options, for the outcome.
+        defense: The defense, which will receive exactly the budget that it declares.
+        options: Options of the defense, for the outcome.
         seed: Seed of the defense and of the draw of its images.
-        device: Where the defense and the evaluation run.
+        device: The device that the defense and the evaluation run on.
         command: The command line, for the outcome.
-        n_budget: How many images the defense may see; see :func:`clp_plugin.bench.budget.draw_budget`.
+        n_budget: Number of images that the defense may see; see :func:`clp_plugin.bench.budget.draw_budget`.
         protocol: ``"oracle"`` lets the defense choose its parameter by the test set, and marks the outcome.
 
     Raises:
@@ -198,9 +198,9 @@ def run_defense(
     """Repair a copy of the record's model and measure both.
 
     Args:
-        planned: What runs on what; the record is not changed.
-        before: What the attacked model does, if that is known already.
-        progress: Passed to the defense.
+        planned: The planned run; its record is not changed.
+        before: The judgement of the attacked model, if it is known already.
+        progress: Called by the defense.
 
     Raises:
         ConfigError: If the defense refuses the network.
@@ -227,11 +227,11 @@ def judged(
 
     Args:
         record: The attacked model and its images.
-        repaired: What a defense, ours or a toolbox's, made of it.
-        facts: What was known before.
+        repaired: The result of a defense, ours or a toolbox's.
+        facts: The facts that were known before the run.
         seconds: Time of the method itself.
-        before: What the attacked model does on the test images.
-        reported: What a toolbox's own script measured.
+        before: The judgement of the attacked model on the test images.
+        reported: Measurements of a toolbox's own script.
     """
     after = judge(repaired.model, record, device=facts.device)
     outcome = facts.outcome(
@@ -252,9 +252,9 @@ def store_run(
     """Put a run's files into its folder, in one step.
 
     Args:
-        run: What is stored.
-        folder: Made, or replaced.
-        adapter: Writes beside our files those that its toolbox reads, if it can.
+        run: The run to store.
+        folder: The run's folder, which is made or replaced.
+        adapter: The adapter that writes beside our files those that its toolbox reads, if it can.
         rows: A sweep over u for the toolbox's files.
         draw: Called with the place that is being filled, for figures.
         keep_others: Keep what others put beside an earlier result of the same run, such as a toolbox's figures.

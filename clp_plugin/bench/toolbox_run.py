@@ -42,7 +42,7 @@ def run_toolbox_defense(
         request: How its script is to run.
         reuse: Measure the result that is there instead of running.
         command: The command line, for the outcome.
-        before: What the attacked model does, if that is known already.
+        before: The judgement of the attacked model, if it is known already.
 
     Raises:
         ToolboxError: If the script fails, or leaves nothing that can be used.

@@ -1,4 +1,4 @@
-"""What ``bench leaderboard run`` is asked for; imports nothing heavy."""
+"""The options of ``bench leaderboard run``; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clp_plugin.cli.options import (
 
 @dataclass(frozen=True)
 class GridRequest:
-    """What ``bench leaderboard run`` is asked for."""
+    """The options of ``bench leaderboard run``."""
 
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file with these options by name; those that are typed win.")

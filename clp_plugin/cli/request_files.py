@@ -20,7 +20,7 @@ def with_file(request: Request, file: Path, typed: frozenset[str]) -> Request:
     """The request with what the file says, but for the options that stand on the command line.
 
     Args:
-        request: As typed, with defaults for the rest.
+        request: The request as it was typed, with defaults for the rest.
         file: A mapping of option names, with ``-`` or ``_``; where an option may be given again and again, or is a list
             of numbers, the value may be a list.
         typed: Names of the options that stand on the command line.

@@ -1,4 +1,4 @@
-"""What each command is asked for: one dataclass a command, whose fields are its options, stated nowhere else.
+"""The options of the commands: one dataclass a command, whose fields are its options, stated nowhere else.
 
 Imports nothing heavy, since ``bench --help`` shows all of it.
 """
@@ -45,7 +45,7 @@ from clp_plugin.cli.options import (
 
 @dataclass(frozen=True)
 class AttackRequest:
-    """What ``bench attack`` is asked for, with the built-in bench as with a toolbox's own scripts."""
+    """The options of ``bench attack``, with the built-in bench as with a toolbox's own scripts."""
 
     out: Annotated[Path, typer.Option(help="Folder of the new record; with --toolbox its name in the checkout.")]
     method: Annotated[str, typer.Option(help="See `bench list attacks`; with --toolbox one of its scripts.")] = (
@@ -88,7 +88,7 @@ class AttackRequest:
 
     @property
     def given(self) -> dict[str, object]:
-        """What was asked for of the record, in the words of this command; an adapter translates it."""
+        """The options that describe the record, in the words of this command; an adapter translates them."""
         asked = (
             "preset", "dataset", "data", "model", "width", "target", "poison_rate", "recipe", "epochs", "batch_size", "lr",
             "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger",
@@ -98,7 +98,7 @@ class AttackRequest:
 
 @dataclass(frozen=True)
 class RecordRequest:
-    """What ``bench record`` is asked for."""
+    """The options of ``bench record``."""
 
     checkpoint: Annotated[Path, typer.Option(help="A file or folder of weights.")]
     images: Annotated[
@@ -132,7 +132,7 @@ class RecordRequest:
 
 @dataclass(frozen=True)
 class ScanRequest:
-    """What ``bench scan`` is asked for."""
+    """The options of ``bench scan``."""
 
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder of weights, or a record's folder.")]
     arch: Arch = None
@@ -159,7 +159,7 @@ class ScanRequest:
 
 @dataclass(frozen=True)
 class DefendRequest:
-    """What ``bench defend`` is asked for."""
+    """The options of ``bench defend``."""
 
     record: RecordPath
     method: Annotated[str, typer.Option(help="See `bench list defenses`; with --impl toolbox one of its own.")] = "clp"
@@ -213,7 +213,7 @@ class DefendRequest:
 
 @dataclass(frozen=True)
 class CorrelateRequest:
-    """What ``bench correlate`` is asked for."""
+    """The options of ``bench correlate``."""
 
     record: RecordPath
     toolbox: Toolbox = None
@@ -232,7 +232,7 @@ class CorrelateRequest:
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What ``bench sweep`` is asked for."""
+    """The options of ``bench sweep``."""
 
     record: RecordPath
     u: Annotated[str, typer.Option(help="FIRST:LAST:STEP (both ends included) or a list.")] = "0:10:0.5"

@@ -1,4 +1,4 @@
-"""What was measured of a record beside its repairs: the tables that ``bench correlate`` and ``bench sweep`` left there."""
+"""Measurements of a record beside its repairs: the tables that ``bench correlate`` and ``bench sweep`` left there."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ class CellKey:
     Attributes:
         record: Hash of the record's content, by :func:`clp_plugin.store.content.record_content`.
         method: Name of the defense in the catalogue, or in its toolbox.
-        implementation: Whose code runs: ``"clp_plugin"``, or the toolbox.
+        implementation: Owner of the code that runs: ``"clp_plugin"``, or the toolbox.
         options: The options as our own method uses them; as they were asked for, where a toolbox's script fills in the rest.
         seed: Seed of the defense and of the draw of its images.
-        protocol: By what thresholds are chosen.
+        protocol: The protocol by which thresholds are chosen.
         n_budget: Number of images that were asked for; None for the usual number.
         version: Version of this package.
     """
@@ -69,15 +69,15 @@ class CellStore:
     folder: Path
 
     def file(self, key: CellKey) -> Path:
-        """Where the outcome of a cell is stored."""
+        """The file of a cell's outcome."""
         return self.folder / _CELLS / f"{key.name}.json"
 
     def toolbox_result(self, key: CellKey) -> Path:
-        """Where a toolbox's script leaves its files, so that the record and what its owner ran on it stay as they are."""
+        """The folder of a toolbox's files, apart from the record, so that what its owner ran on it stays as it is."""
         return self.folder / _RESULTS / key.name
 
     def record(self, name: str) -> Path:
-        """Where the record of an attack is made."""
+        """The folder in which the record of an attack is made."""
         return self.folder / _RECORDS / name
 
     def stored(self, key: CellKey) -> Outcome | None:
@@ -100,7 +100,7 @@ class CellStore:
             write_json_atomically(place, provenance.to_json())
 
     def known(self, content: str) -> Mapping[str, Any] | None:
-        """What :meth:`remember` kept of the record with that content."""
+        """The facts that :meth:`remember` kept of the record with that content."""
         place = self.folder / _KNOWN / f"{content}.json"
         if not place.is_file():
             return None

@@ -22,7 +22,7 @@ class Guest:
 
     Attributes:
         outcome: The outcome, of our record where we have it; its log says under ``added`` where it came from.
-        note: What is to be said of it, for people.
+        note: A remark on it, for people.
         is_new: Whether it joins; False for a run that is here already.
     """
 
@@ -37,9 +37,9 @@ def guests(outcomes: Iterable[Outcome], ours: Iterable[Outcome], *, source: str)
     A record is known by the hash of its attacked weights, since its folder has another name elsewhere.
 
     Args:
-        outcomes: From elsewhere.
-        ours: What is here already, also of earlier guests.
-        source: Where the outcomes come from, for their log.
+        outcomes: The outcomes that come from elsewhere.
+        ours: The outcomes that are here already, those of earlier guests included.
+        source: The place that the outcomes come from, for their log.
     """
     here = list(ours)
     runs = {_run(outcome) for outcome in here}

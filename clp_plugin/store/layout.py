@@ -1,4 +1,4 @@
-"""Where the results of defenses lie: every name of a file or folder, and when a run stands there already."""
+"""The layout of the results of defenses: every name of a file or folder, and when a run stands there already."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def clear_dead_runs(record: Path) -> None:
 
 
 def run_folder(record: Path, defense: object, facts: RunFacts, *, n_budget: int | None = None) -> Path:
-    """Where a run of one of our methods is stored, unless its toolbox has a place for it.
+    """The folder of a run of one of our methods, unless its toolbox has a place for it.
 
     Args:
         record: The record's folder.
-        defense: What runs; a dataclass says by its defaults which options are usual.
-        facts: What is known of the run.
-        n_budget: How many images it was given, if that was asked for.
+        defense: The defense that runs; a dataclass says by its defaults which options are usual.
+        facts: The facts that are known of the run.
+        n_budget: Number of images that was asked for, if any.
     """
     return record / DEFENSES / facts.method / slug(defense, facts, n_budget=n_budget)
 
 
 def failure_file(record: Path, method: str) -> Path:
-    """Where it is stored that a toolbox's own script failed on a record, until it ends well."""
+    """The file that says that a toolbox's own script failed on a record, until it ends well."""
     return record / LOGS / f"{method}.json"
 
 

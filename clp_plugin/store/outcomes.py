@@ -40,7 +40,7 @@ def _now() -> str:
 
 
 class StoredMetrics(BaseModel):
-    """As :class:`clp_plugin.types.Metrics`; fractions in [0, 1], None where there was nothing to measure."""
+    """:class:`clp_plugin.types.Metrics` as stored; fractions in [0, 1], None where there was nothing to measure."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,20 +58,20 @@ class StoredMetrics(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What one method did to one record.
+    """The result of one method on one record.
 
     Attributes:
         method: Name of the defense or attack in the catalogue, or in its toolbox.
-        implementation: Whose code ran: ``"clp_plugin"``, or the toolbox, e.g. ``"backdoorbench"``.
-        options: Its options, as used.
+        implementation: Owner of the code that ran: ``"clp_plugin"``, or the toolbox, e.g. ``"backdoorbench"``.
+        options: Options of the method, as they were used.
         command: The command line, or what a library call amounts to.
         seed: The seed all randomness came from.
-        device: Where it ran, e.g. ``"cpu"``.
+        device: The device that it ran on, e.g. ``"cpu"``.
         seconds: Time of the method itself, without loading and evaluation.
         budget: ``"none"``, or how many benign images it was allowed, e.g. ``"benign:500"``.
         protocol: ``"defender"``, or ``"oracle"`` if a test or triggered image took part in choosing a parameter.
-        status: ``"ok"`` or ``"failed"``.
-        error: What went wrong, if it failed.
+        status: How it ended: ``"ok"`` or ``"failed"``.
+        error: The reason why it failed, if it did.
         provenance: The record's :meth:`~clp_plugin.types.Provenance.to_json`; empty for a lone checkpoint.
         before: Metrics of the attacked model.
         after: Metrics of the repaired model.
@@ -81,8 +81,8 @@ class Outcome(BaseModel):
         weights: Path of the repaired weights, relative to the outcome's folder where it lies below it.
         log: Anything else worth keeping, as plain data.
         versions: Package to version.
-        created: ISO 8601, UTC.
-        schema_version: Of this file format.
+        created: Time of its end, ISO 8601, UTC.
+        schema_version: Version of this file format.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,17 +138,17 @@ class Outcome(BaseModel):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run of a defense before it starts, whosever code runs; its outcome is made from it.
+    """The facts on a run of a defense before it starts, whosever code runs; its outcome is made from them.
 
     Attributes:
         method: Name of the defense in the catalogue, or in its toolbox.
-        options: Its options, as they will be used.
+        options: Options of the defense, as they will be used.
         seed: Seed of the defense and of the draw of its images.
-        device: Where it runs, e.g. ``"cpu"``.
+        device: The device that it runs on, e.g. ``"cpu"``.
         command: The command line, or what a library call amounts to.
-        provenance: Where the record comes from.
+        provenance: The origin of the record.
         implementation: ``"clp_plugin"``, or the toolbox whose code runs.
-        budget: What it may see: ``"none"``, ``"benign:500"``.
+        budget: The data that it may see: ``"none"``, ``"benign:500"``.
         protocol: ``"oracle"`` if a test or triggered image takes part in choosing a parameter.
     """
 
@@ -173,16 +173,16 @@ class RunFacts:
         log: Mapping[str, Any] | None = None,
         error: str | None = None,
     ) -> Outcome:
-        """What came of the run.
+        """Make the outcome of the run.
 
         Args:
             seconds: Time of the method itself.
             before: Metrics of the attacked model, if they were measured.
             after: Metrics of the repaired model; None for a run that failed.
-            mask: What was pruned, for a defense that prunes.
-            reported: What a toolbox's own script measured.
+            mask: The channels that were pruned, for a defense that prunes.
+            reported: Measurements of a toolbox's own script.
             log: Plain values worth keeping.
-            error: What went wrong; None for a run that ended well.
+            error: The reason why it failed; None for a run that ended well.
         """
         return Outcome(
             method=self.method,

@@ -16,7 +16,7 @@ def latest_runs(outcomes: Iterable[Outcome]) -> list[Outcome]:
     the same run has ended well; it does not say its budget, so any will do.
 
     Args:
-        outcomes: Of any records.
+        outcomes: Outcomes of any records.
     """
     latest: dict[tuple[Any, ...], Outcome] = {}
     ended_well: dict[tuple[Any, ...], str] = {}

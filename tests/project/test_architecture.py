@@ -251,6 +251,17 @@ def test_every_module_and_public_class_or_function_says_what_it_is(name: str) ->
             assert ast.get_docstring(node) is not None, node.name
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_an_entry_of_a_docstring_says_what_the_thing_is_and_not_only_of_what(name: str) -> None:
+    fragment = re.compile(
+        r"^ *[\w*]+: (?:Of|Likewise|Its|Whose|As|Ditto)\b.*|\A(?:Of|Likewise|Its|Whose)\b.*", re.MULTILINE
+    )
+    for node in ast.walk(statements(name)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            found = fragment.search(ast.get_docstring(node) or "")
+            assert not found, f"write the thing itself, such as 'Seed of the draw.': {found and found[0].strip()}"
+
+
 def test_nobody_imports_the_folders_by_their_bare_names() -> None:
     bare = re.compile(r"^\s*(?:from|import) (?:adapters|reports)\b", re.MULTILINE)
     for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]:

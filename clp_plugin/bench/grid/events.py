@@ -1,4 +1,4 @@
-"""What an executor tells while a grid runs; plain values, as they come from other processes."""
+"""The events that an executor tells while a grid runs; plain values, as they come from other processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Started:
 
     Attributes:
         record: The record's folder.
-        doing: What is being done, for people.
+        doing: The step that is being done, for people.
         cell: File name of the cell that runs; empty while the record is made, opened or judged.
     """
 
@@ -29,7 +29,7 @@ class Progressed:
 
     Attributes:
         record: The record's folder.
-        done: Steps done.
+        done: Number of steps done.
         total: Steps in all.
     """
 
@@ -45,7 +45,7 @@ class Ended:
     Attributes:
         record: The record's folder.
         label: The cell, for people.
-        outcome: What is stored of it.
+        outcome: The stored outcome of the cell.
         kept: Whether it was there already.
     """
 

@@ -1,4 +1,4 @@
-"""Where a grid can run."""
+"""The interface of a place where a grid can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Executor(Protocol):
 
         Args:
             tasks: One a record.
-            settings: What is the same in all cells.
+            settings: The settings that all cells share.
             told: Called, in the calling thread, with what happens; every task ends with a ``Closed``.
 
         Raises:

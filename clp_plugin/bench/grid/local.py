@@ -87,7 +87,7 @@ class _Attempt:
     doomed: dict[str, str] = field(default_factory=dict)
 
     def after_death(self, exit_code: int | None) -> _Attempt | Closed:
-        """What follows: another attempt, or the end of this record."""
+        """The step after the worker's death: another attempt, or the end of this record."""
         self.deaths[self.cell] += 1
         if self.deaths[self.cell] >= _MOST_DEATHS:
             reason = f"its worker died {_MOST_DEATHS} times, {_how(exit_code)}; is there enough memory?"
@@ -103,9 +103,9 @@ class _Worker:
     """A process and what it has told.
 
     Attributes:
-        attempt: What it works on.
-        process: The process.
-        pipe: Where its events come from.
+        attempt: The attempt that it works on.
+        process: The worker's process.
+        pipe: The end of the pipe that its events come from.
         closed: Whether it has told that its task is done.
     """
 
@@ -125,7 +125,7 @@ class _Worker:
         return cls(attempt, process, ours)
 
     def next_event(self) -> Event | None:
-        """What it tells; None when it has ended."""
+        """The next event that it tells; None when it has ended."""
         try:
             event: Event = self.pipe.recv()
         except (EOFError, OSError):
@@ -158,7 +158,7 @@ def _stopped_at_the_end() -> Iterator[dict[Connection, _Worker]]:
 
 
 def _serve(task: Task, settings: GridSettings, doomed: Mapping[str, str], threads: int, pipe: Connection) -> None:
-    """What a worker process does."""
+    """Work in a worker process, and send its events through the pipe."""
     import torch
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started is stopped, as after Ctrl-C

@@ -1,4 +1,4 @@
-"""What ``clp``, ``clp:u=2`` and ``backdoorbench:anp:epochs=5`` stand for."""
+"""The methods of a grid, as people write them: ``clp``, ``clp:u=2`` and ``backdoorbench:anp:epochs=5``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Method:
 
     Attributes:
         name: Name of the defense in the catalogue, or in its toolbox.
-        implementation: Whose code runs: ``"clp_plugin"``, or the name of a toolbox.
+        implementation: Owner of the code that runs: ``"clp_plugin"``, or the name of a toolbox.
         options: Options that were asked for.
     """
 
@@ -45,8 +45,8 @@ def parse_method(text: str, catalogue: Catalogue) -> Method:
     """``[TOOLBOX:]NAME[:OPTION=VALUE]...``; values are read as YAML.
 
     Args:
-        text: As typed.
-        catalogue: What is on offer.
+        text: The method as it was typed.
+        catalogue: The catalogue of what is on offer.
 
     Raises:
         ConfigError: If it is of another form.

@@ -20,7 +20,7 @@ class RayCluster:
     """The executor that hands each record to a Ray cluster; lost workers and machines are Ray's to replace.
 
     Attributes:
-        address: Of the cluster, such as ``"auto"``; None starts one on this machine.
+        address: Address of the cluster, such as ``"auto"``; None starts one on this machine.
         workers: Number of processor cores to start one with on this machine; None for all. Not for a cluster that is there.
         threads: Number of processor cores and threads a record.
     """
@@ -52,7 +52,7 @@ class RayCluster:
 
 
 def _work(task: Task, settings: GridSettings, threads: int) -> list[Event]:
-    """What a worker of the cluster does; what happens on the way is told in the end."""
+    """Work in a worker of the cluster; what happens on the way is told in the end."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What a grid consists of: tasks, one a record, and the cells of each."""
+"""The plan of a grid: tasks, one a record, and the cells of each."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Task:
 
     Attributes:
         record: The record's folder; made first, if there is an ``attack``.
-        methods: What runs on it.
+        methods: The methods that run on it.
         seeds: Seeds of the methods.
         toolbox: Name of the record's toolbox; found out by file names if None.
-        attack: What makes the record.
+        attack: The attack that makes the record.
     """
 
     record: Path
@@ -58,18 +58,18 @@ class Task:
 
 @dataclass(frozen=True)
 class GridSettings:
-    """What is the same in all cells of a grid.
+    """The settings that all cells of a grid share.
 
     Attributes:
         out: The grid's folder.
         registry: A file that adds to the catalogue.
         root: Checkout of the records' toolbox, if not the one that its adapter finds.
         scale: Scale of the methods' settings, ``"paper"`` or ``"small"``.
-        protocol: By what thresholds are chosen. A defense that chooses nothing, and a toolbox's script, which goes by a
-            protocol of its own, are left out of the oracle's.
+        protocol: The protocol by which thresholds are chosen. A defense that chooses nothing, and a toolbox's script,
+            which has a protocol of its own, are left out of the oracle's.
         n_budget: Number of images that a defense with a budget sees; None for the usual number.
-        device: Where everything runs.
-        again: What is run of that which is there already.
+        device: The device that everything runs on.
+        again: The cells that are run although they are there already.
         trust: Allow pickles that run code.
         time_limit: Seconds after which a toolbox's script is stopped, or None.
         fast_cpu: A toolbox's scripts may compute in bfloat16 where there is no GPU.
@@ -91,7 +91,7 @@ class GridSettings:
 
     @property
     def store(self) -> CellStore:
-        """Where the cells lie."""
+        """The store of the cells."""
         return CellStore(self.out)
 
 
@@ -101,8 +101,8 @@ class Cell:
 
     Attributes:
         record: The record's folder.
-        method: What runs.
-        key: What decides its result.
+        method: The method that runs.
+        key: All that decides its result.
         defense: Ours, made; None for a toolbox's own.
     """
 
@@ -113,7 +113,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What people read of it."""
+        """The cell's name for people."""
         return f"{self.method}, seed {self.key.seed}, on {self.record.name}"
 
 
@@ -125,8 +125,8 @@ def cells_of(
     Args:
         task: The record and its methods.
         content: Hash of the record's content.
-        settings: What is the same in all cells.
-        catalogue: Where our own defenses come from.
+        settings: The settings that all cells share.
+        catalogue: The catalogue that our own defenses come from.
         dataset: Name of the record's data set, on which usual options depend.
         toolbox: Name of the record's toolbox.
 
@@ -155,8 +155,8 @@ class Planned:
     """A cell as it stands before anything runs.
 
     Attributes:
-        cell: The cell.
-        earlier: What is stored of it.
+        cell: The cell that is planned.
+        earlier: The outcome that is stored of it.
         due: Whether it will be run.
     """
 

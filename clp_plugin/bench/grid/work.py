@@ -32,7 +32,7 @@ def work(task: Task, settings: GridSettings, told: Told, *, doomed: Mapping[str,
 
     Args:
         task: The record and its methods.
-        settings: What is the same in all cells.
+        settings: The settings that all cells share.
         told: Called with what happens.
         doomed: File names of cells that are not tried again but stored as failed, each with the reason.
     """
@@ -64,7 +64,7 @@ class _Attacked:
         yield from cells_of(task, content, settings, catalogue, dataset=origin.dataset, toolbox=origin.toolbox)
 
     def judged(self, device: str) -> Judgement:
-        """What the attacked model does."""
+        """The judgement of the attacked model, made once."""
         if self._judged is None:
             self._told(Started(str(self.record.folder), "judging the attacked model"))
             self._judged = judge(self.record.model, self.record, device=device)

@@ -85,7 +85,7 @@ def _write_correlations(correlations: Mapping[str, pd.DataFrame], out: Path) -> 
 
 
 def _results(record: Path) -> list[Path]:
-    """Where the results of a record lie, which may hold many images beside them."""
+    """The folders of a record's results; the record may hold many images beside them."""
     return [place for place in (record / DEFENSES, record / LOGS) if place.is_dir()] or [record]
 
 

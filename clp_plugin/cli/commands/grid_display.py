@@ -1,4 +1,4 @@
-"""What people, or machines, see while a grid runs."""
+"""Showing people, or machines, how a grid runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Display:
 
 @contextlib.contextmanager
 def display(cells: int, *, as_json: bool) -> Iterator[Display]:
-    """What fits the reader: bars on a terminal, lines elsewhere, one JSON object a line for machines.
+    """The display that fits the reader: bars on a terminal, lines elsewhere, one JSON object a line for machines.
 
     Args:
         cells: Number of cells, as far as it is known.
