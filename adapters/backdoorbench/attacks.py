@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
 from clp_plugin.files.locks import claimed
-from clp_plugin.records.adapter import RunRequest
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.store.layout import LOGS
 
 from ..driving.checkout import Checkout

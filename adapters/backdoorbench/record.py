@@ -12,7 +12,8 @@ import numpy as np
 from clp_plugin.errors import ClpError, RecordError
 from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages, PickedImages
-from clp_plugin.records.adapter import TRAINING_SAMPLE, NamesItsFiles, ReadsRecords, RecordListing
+from clp_plugin.records.adapter import NamesItsFiles, ReadsRecords
+from clp_plugin.records.exchange import TRAINING_SAMPLE, RecordListing
 from clp_plugin.types import ImageSet, Provenance, Record, TriggeredSet
 
 from ..image_sets.image_files import DecodedFiles, DeferredImages

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.records.adapter import CheckoutState, ScriptState
+from clp_plugin.records.exchange import CheckoutState, ScriptState
 
 from ..driving.checkout import Checkout, commit_of
 from ..driving.process import environment

@@ -13,18 +13,16 @@ from torch import nn
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
 from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import (
-    CheckoutState,
     ChecksAttacks,
     ChecksScripts,
     InstallsToolbox,
     LocatesRecords,
     RegistersPlugin,
-    RunRequest,
     RunsAttacks,
     RunsDefenses,
-    ToolboxResult,
     WritesResults,
 )
+from clp_plugin.records.exchange import CheckoutState, RunRequest, ToolboxResult
 
 from ..driving import checkout
 from ..driving.process import Script, run_script

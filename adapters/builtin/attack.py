@@ -18,7 +18,7 @@ from clp_plugin.files.places import folder_to_fill
 from clp_plugin.files.reading import read_json
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device, seeded
-from clp_plugin.records.adapter import TRAINING_SAMPLE
+from clp_plugin.records.exchange import TRAINING_SAMPLE
 
 from .attacks.base import Attack
 from .models.build import build

@@ -16,7 +16,8 @@ from clp_plugin.files.checkpoints import load_checkpoint
 from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.fitting import fit_state_dict
-from clp_plugin.records.adapter import ReadsRecords, RecordListing
+from clp_plugin.records.adapter import ReadsRecords
+from clp_plugin.records.exchange import RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 
 from .models.build import build

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.errors import ConfigError, RecordError, unknown_name
-from clp_plugin.records.adapter import ChecksAttacks, RunRequest, RunsAttacks
+from clp_plugin.records.adapter import ChecksAttacks, RunsAttacks
+from clp_plugin.records.exchange import RunRequest
 
 from .attack import attacked, is_finished
 from .attacks.base import Attack

@@ -12,7 +12,8 @@ from torch import nn
 from clp_plugin.config import is_own_code
 from clp_plugin.errors import CheckpointError, RecordError
 from clp_plugin.networks.loading import load_network
-from clp_plugin.records.adapter import NamesItsFiles, ReadsRecords, RecordListing
+from clp_plugin.records.adapter import NamesItsFiles, ReadsRecords
+from clp_plugin.records.exchange import RecordListing
 from clp_plugin.records.parts import TOOLBOX, record_from
 from clp_plugin.types import Provenance, Record
 

@@ -14,7 +14,8 @@ from clp_plugin.errors import ToolboxError
 from clp_plugin.evaluation.metrics import Judgement, judge
 from clp_plugin.files.atomic import delete
 from clp_plugin.files.locks import claimed
-from clp_plugin.records.adapter import RunRequest, RunsDefenses, ToolboxResult
+from clp_plugin.records.adapter import RunsDefenses
+from clp_plugin.records.exchange import RunRequest, ToolboxResult
 from clp_plugin.store.layout import DEFENSES, TOOLBOX_OUTCOME, failure_file
 from clp_plugin.store.outcomes import RunFacts, save_outcome
 from clp_plugin.types import Record

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clp_plugin.bench.run import DefenseRun
     from clp_plugin.evidence.correlation import Correlation
     from clp_plugin.evidence.sweep import SweepRow
-    from clp_plugin.records.adapter import ToolboxResult
+    from clp_plugin.records.exchange import ToolboxResult
 
 
 def show_metrics(title: str, rows: Mapping[str, Metrics], extra: Mapping[str, Any] | None = None) -> None:

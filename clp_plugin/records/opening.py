@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError, RecordError, RegistryError
-from clp_plugin.records.adapter import LocatesRecords, NamesItsFiles, ReadsRecords, RecordListing, lacking
+from clp_plugin.records.adapter import LocatesRecords, NamesItsFiles, ReadsRecords, lacking
+from clp_plugin.records.exchange import RecordListing
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Record
 

@@ -10,7 +10,7 @@ from clp_plugin.adapters.builtin.attacks.catalogue import ATTACKS, create_attack
 from clp_plugin.adapters.builtin.settings import PRESETS, AttackSettings
 from clp_plugin.adapters.builtin.toolbox import BuiltinBench, attack_settings
 from clp_plugin.bench.run import make_defense
-from clp_plugin.records.adapter import RunRequest
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.registry import load_catalogue
 
 CATALOGUE = load_catalogue()

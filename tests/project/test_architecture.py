@@ -48,6 +48,7 @@ LIGHT = {
     "registry",
     "records.opening",
     "records.adapter",
+    "records.exchange",
     "store.layout",
     "store.outcomes",
     "text",

@@ -15,7 +15,8 @@ from clp_plugin.bench.toolbox_run import run_toolbox_defense
 from clp_plugin.defenses.base import Defense
 from clp_plugin.errors import ClpError
 from clp_plugin.evaluation.metrics import Judgement, judge
-from clp_plugin.records.adapter import ReadsRecords, RunRequest, RunsAttacks, RunsDefenses, require
+from clp_plugin.records.adapter import ReadsRecords, RunsAttacks, RunsDefenses, require
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import find_adapter, load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.cells import is_due

@@ -14,7 +14,8 @@ from clp_plugin.cli.requests import AttackRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.adapter import RunRequest, RunsAttacks, require
+from clp_plugin.records.adapter import RunsAttacks, require
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
 from clp_plugin.types import Metrics

@@ -7,7 +7,8 @@ from clp_plugin.cli.console import command_line, emit_json, say
 from clp_plugin.cli.requests import DefendRequest
 from clp_plugin.cli.showing import show_toolbox_defense, toolbox_defense_json
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.adapter import RunRequest, RunsDefenses, require
+from clp_plugin.records.adapter import RunsDefenses, require
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import find_adapter, locate_record
 from clp_plugin.registry import load_catalogue
 from clp_plugin.store.layout import clear_dead_runs

@@ -21,7 +21,8 @@ from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.places import folder_to_fill
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.adapter import ChecksAttacks, ReadsRecords, RunRequest, RunsAttacks, require
+from clp_plugin.records.adapter import ChecksAttacks, ReadsRecords, RunsAttacks, require
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.layout import DEFENSES

@@ -8,14 +8,8 @@ from pathlib import Path
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.config import data_folder, remember_toolbox
-from clp_plugin.records.adapter import (
-    Capability,
-    CheckoutState,
-    ChecksScripts,
-    InstallsToolbox,
-    RegistersPlugin,
-    require,
-)
+from clp_plugin.records.adapter import Capability, ChecksScripts, InstallsToolbox, RegistersPlugin, require
+from clp_plugin.records.exchange import CheckoutState
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
 

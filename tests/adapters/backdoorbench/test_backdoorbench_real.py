@@ -23,7 +23,7 @@ from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH
 from clp_plugin.adapters.driving.checkout import commit_of, install
 from clp_plugin.errors import ConfigError, ToolboxError
-from clp_plugin.records.adapter import RunRequest
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.store.outcomes import load_outcome
 
 ROOT = os.environ.get("BACKDOORBENCH_ROOT")

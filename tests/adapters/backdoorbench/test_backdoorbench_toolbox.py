@@ -22,7 +22,8 @@ from processes import gone
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.config import CONFIG_VARIABLE
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError
-from clp_plugin.records.adapter import ChecksAttacks, RunRequest, ToolboxResult, require
+from clp_plugin.records.adapter import ChecksAttacks, require
+from clp_plugin.records.exchange import RunRequest, ToolboxResult
 
 LOG = "clp_plugin_run.log"
 

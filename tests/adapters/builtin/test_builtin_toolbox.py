@@ -13,7 +13,8 @@ from clp_plugin.adapters.builtin.settings import PRESETS
 from clp_plugin.adapters.builtin.toolbox import BuiltinBench
 from clp_plugin.adapters.builtin.training.recipe import Recipe
 from clp_plugin.errors import ConfigError, RegistryError
-from clp_plugin.records.adapter import ChecksAttacks, RunRequest, RunsAttacks, RunsDefenses, require
+from clp_plugin.records.adapter import ChecksAttacks, RunsAttacks, RunsDefenses, require
+from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
 

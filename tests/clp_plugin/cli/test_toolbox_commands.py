@@ -22,7 +22,7 @@ from clp_plugin.adapters.backdoorbench.export import export_defense
 from clp_plugin.errors import RecordError, ToolboxError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.masking.apply import masked
-from clp_plugin.records.adapter import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
+from clp_plugin.records.exchange import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
 from clp_plugin.store.outcomes import load_outcome
 from clp_plugin.types import Mask, Record
 

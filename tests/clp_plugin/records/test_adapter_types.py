@@ -38,7 +38,8 @@ CODE = """
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clp_plugin.records.adapter import ReadsRecords, RecordListing, RunRequest, RunsDefenses, ToolboxResult, WritesResults
+from clp_plugin.records.adapter import ReadsRecords, RunsDefenses, WritesResults
+from clp_plugin.records.exchange import RecordListing, RunRequest, ToolboxResult
 from clp_plugin.records.adapter import require
 from clp_plugin.records.opening import find_adapter
 from clp_plugin.registry import Catalogue

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clp_plugin.errors import ConfigError, RecordError, RegistryError
-from clp_plugin.records.adapter import RecordListing
+from clp_plugin.records.exchange import RecordListing
 from clp_plugin.records.opening import list_records, open_record
 from clp_plugin.registry import Catalogue, Entry
 
