@@ -46,12 +46,22 @@ def check(name: ToolboxName, root: Root = None, registry: Registry = None, as_js
 @toolbox_app.command()
 def register(
     name: ToolboxName,
+    script: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="After --: a script of the toolbox and its arguments, for one whose registry is in memory."
+        ),
+    ] = None,
     root: Root = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take this plugin out again.")] = False,
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add this plugin to the checkout as one more defense, in the toolbox's own habit."""
+    """Add this plugin to a toolbox's defenses, in its own habit: to its checkout, or to its registry for one script."""
     from clp_plugin.cli.commands.toolbox import register as command
+    from clp_plugin.cli.commands.toolbox import run_script
 
+    if script:
+        run_script(name, Path(script[0]), script[1:], registry=registry)
+        return
     command(name, root=root, remove=remove, registry=registry, as_json=as_json)

@@ -200,6 +200,23 @@ class RegistersPlugin(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsScripts(Protocol):
+    """Runs the toolbox's own scripts in this process, with methods of this plugin in the toolbox's registry."""
+
+    def run_script(self, script: Path, arguments: Sequence[str]) -> None:
+        """Run a script as it is.
+
+        Args:
+            script: A script of the toolbox, or of a user of it.
+            arguments: The script's own.
+
+        Raises:
+            ConfigError: If the script is missing, or the toolbox cannot be imported.
+        """
+        ...
+
+
 def lacking(adapter: object, capability: type[object]) -> list[str]:
     """Names of a capability's methods that an adapter does not have, in the capability's order."""
     wanted = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]

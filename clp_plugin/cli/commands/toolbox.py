@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.config import data_folder, remember_toolbox
-from clp_plugin.records.adapter import Capability, ChecksScripts, InstallsToolbox, RegistersPlugin, require
+from clp_plugin.records.adapter import Capability, ChecksScripts, InstallsToolbox, RegistersPlugin, RunsScripts, require
 from clp_plugin.records.exchange import CheckoutState
 from clp_plugin.records.opening import load_adapter
 from clp_plugin.registry import load_catalogue
@@ -61,6 +62,11 @@ def register(name: str, *, root: Path | None, remove: bool, registry: Path | Non
         say("nothing to do: this plugin is not registered there")
     elif not remove:
         say("run it there: python defense/clp_plugin.py --result_file RECORD --dataset cifar10 --device cpu")
+
+
+def run_script(name: str, script: Path, arguments: Sequence[str], *, registry: Path | None) -> None:
+    """Run a script of a toolbox that has a registry in memory, with this plugin in it."""
+    _toolbox(name, RunsScripts, registry).run_script(script, arguments)
 
 
 def pip_line(state: CheckoutState) -> str:

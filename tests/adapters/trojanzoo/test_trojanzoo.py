@@ -1,0 +1,150 @@
+"""TrojanZoo: a script of its own finds our methods in its registry, and its numbers are ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import bench, refused
+
+from clp_plugin.store.outcomes import load_outcome
+
+needs_trojanzoo = pytest.mark.skipif(find_spec("trojanvision") is None, reason="needs the extra trojanzoo")
+
+SCRIPT = """
+import argparse, json, sys
+import torch, trojanvision
+from trojanvision.datasets import ImageSet
+
+class Noise(ImageSet):
+    name, num_classes, data_shape, valid_set = "noise", 4, [3, 32, 32], True
+    class_names = ["a", "b", "c", "d"]
+
+    def __init__(self, **given):
+        super().__init__(**{**given, "normalize": False, "norm_par": None})
+
+    def initialize(self): pass
+    def check_files(self, **given): return True
+
+    def _get_org_dataset(self, mode, transform=None, **given):
+        drawn = torch.Generator().manual_seed({"train": 1, "valid": 2}.get(mode, 3))
+        images = torch.randint(0, 256, (40, 3, 32, 32), generator=drawn).float() / 255
+        return [(image, number % 4) for number, image in enumerate(images)]
+
+trojanvision.datasets.class_dict["noise"] = Noise
+parser = argparse.ArgumentParser()
+for part in (trojanvision.environ, trojanvision.datasets, trojanvision.models, trojanvision.trainer, trojanvision.marks,
+             trojanvision.attacks, trojanvision.defenses):
+    part.add_argument(parser)
+given = vars(parser.parse_args())
+trojanvision.environ.create(**given)
+dataset = trojanvision.datasets.create(**given)
+model = trojanvision.models.create(dataset=dataset, **given)
+with torch.no_grad():  # statistics that no layer shares with another, so that something stands out
+    for number, module in enumerate(model._model.modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(0.5)
+            module.weight[number % len(module.weight)] = 6.0
+mark = trojanvision.marks.create(dataset=dataset, **given)
+attack = trojanvision.attacks.create(dataset=dataset, model=model, mark=mark, **given)
+attack.save()
+defense = trojanvision.defenses.create(dataset=dataset, model=model, attack=attack, **given)
+before = model._validate(verbose=False)[0]
+defense.detect(epochs=1)
+json.dump({"before": before, "after": model._validate(verbose=False)[0]}, open("its-own.json", "w"))
+"""
+ARGUMENTS = [
+    "--dataset", "noise", "--model", "vgg11_bn_comp", "--attack", "badnet", "--mark_height", "3", "--mark_width", "3",
+    "--mark_height_offset", "28", "--target_class", "1", "--num_workers", "0", "--device", "cpu", "--batch_size", "20",
+    "--valid_batch_size", "20",
+]  # fmt: skip
+
+
+def registered(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The script, run as a user does it, with our methods in the registry."""
+    (folder / "script.py").write_text(SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "clp_plugin",
+        "toolbox",
+        "register",
+        "trojanzoo",
+        "--",
+        "script.py",
+        *ARGUMENTS,
+        *more,
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@needs_trojanzoo
+@pytest.mark.slow
+def test_its_own_script_runs_clp_and_its_accuracy_is_ours(tmp_path: Path) -> None:
+    done = registered(tmp_path, "--defense", "clp", "--clp_u", "1.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [stored] = tmp_path.rglob("clp/*.json")
+    outcome, its_own = load_outcome(stored), json.loads((tmp_path / "its-own.json").read_text())
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert (100 * (outcome.before.acc or 0), 100 * (outcome.after.acc or 0)) == pytest.approx(
+        (its_own["before"], its_own["after"]), abs=1e-3
+    )
+    assert (outcome.method, outcome.options["u"], outcome.provenance["toolbox"]) == ("clp", 1.5, "trojanzoo")
+    assert outcome.after.n_triggered == 30  # the ten images of the target class do not count
+    assert outcome.pruned
+    weights = torch.load(stored.with_suffix(".pth"), weights_only=True)
+    attacked = torch.load(next(tmp_path.rglob("badnet/*.pth")), weights_only=True)
+    assert weights.keys() == attacked.keys()
+    changed = {name for name in weights if not torch.equal(weights[name], attacked[name])}
+    assert changed == {f"{layer}.{kind}" for layer in outcome.mask or {} for kind in ("weight", "bias")} & changed
+    assert changed
+    shown = bench("leaderboard", "show", tmp_path / "data", "--json").json
+    assert [(cell["method"], cell["after_acc"]) for cell in shown["cells"]] == [("clp", outcome.after.acc)]
+
+
+@needs_trojanzoo
+@pytest.mark.slow
+def test_a_method_that_tunes_on_benign_images_runs_too(tmp_path: Path) -> None:
+    done = registered(tmp_path, "--defense", "ft", "--ft_epochs", "1", "--ft_scale", "small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [stored] = tmp_path.rglob("ft/*.json")
+    assert (load_outcome(stored).budget, load_outcome(stored).options["epochs"]) == ("benign:40", 1)
+
+
+@needs_trojanzoo
+@pytest.mark.slow
+def test_a_wrong_option_is_told_in_one_line(tmp_path: Path) -> None:
+    done = registered(tmp_path, "--defense", "clp", "--clp_u", "many")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "u" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no/such/script.py"], "no/such/script.py: expected a script of TrojanZoo"),
+        ([__file__, "--defense=clp"], "TrojanZoo does not understand the sign =; give --defense clp"),
+    ],
+)
+def test_mistakes_are_told_before_the_toolbox_is_imported(arguments: list[str], message: str) -> None:
+    assert message in refused("toolbox", "register", "trojanzoo", "--", *arguments)
+
+
+def test_its_stored_attacks_are_known_and_the_way_to_repair_them_is_told(tmp_path: Path) -> None:
+    for end in ("pth", "npy", "png"):
+        (tmp_path / "badnet").mkdir(exist_ok=True)
+        (tmp_path / "badnet" / f"square_white_tar0_alpha1.00_mark(6,6).{end}").write_bytes(b"")
+    said = refused("defend", "--record", tmp_path / "badnet")
+    assert "whose files do not say where the trigger is" in said
+    assert "bench toolbox register trojanzoo" in said
+
+
+def test_a_toolbox_that_has_no_registry_in_memory_says_so() -> None:
+    assert "RunsScripts" in refused("toolbox", "register", "backdoorbench", "--", "script.py")
