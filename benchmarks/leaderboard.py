@@ -120,7 +120,7 @@ def sorting(page: Path) -> list[float]:
         )
         opened = browser.new_page()
         opened.goto(page.as_uri())
-        return [opened.evaluate(SORT, heading) for heading in ("method", "after asr", "record", "der", "seconds")]
+        return [opened.evaluate(SORT, heading) for heading in ("method", "after ASR", "record", "DER", "seconds")]
 
 
 def main() -> None:

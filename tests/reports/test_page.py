@@ -179,7 +179,7 @@ def test_of_many_runs_the_first_are_shown_and_all_are_sorted_and_searched(browse
     page.goto(file.as_uri())
     shown = "document.querySelectorAll('#cells tbody tr').length"
     assert page.evaluate(shown) == 200
-    page.click("#cells th:has-text('after asr') button")
+    page.click("#cells th:has-text('after ASR') button")
     assert page.inner_text("#cells tbody tr:first-child").startswith("record-999\t")
     page.fill("#filter", "record-55")
     assert page.inner_text("#shown") == "11 of 1000 runs"
@@ -194,6 +194,13 @@ def test_a_narrow_dark_page_fits_its_screen_and_draws_on_dark(opened: Page) -> N
     page_color = "getComputedStyle(document.body).backgroundColor"
     colors = opened.evaluate(f"[{page_color}, document.querySelector('#channels-figure .bg').style.fill]")
     assert colors[0] == colors[1] == "rgb(22, 24, 27)"
+
+
+def test_a_printed_page_is_no_wider_than_its_paper(opened: Page) -> None:
+    opened.emulate_media(media="print")
+    opened.set_viewport_size({"width": 1046, "height": 718})  # A4 landscape without its margins, at 96 dots per inch
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 1046
+    assert opened.is_hidden("nav")
 
 
 def test_a_dot_tells_its_channel(opened: Page) -> None:

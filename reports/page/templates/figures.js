@@ -1,6 +1,6 @@
 const DARK = matchMedia("(prefers-color-scheme: dark)");
-// Okabe and Ito's colours, told apart with any colour vision; the first is paler on a dark page.
-const COLORS = [DARK.matches ? "#56b4e9" : "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#f0e442", "#8c6d00", "#7f7f7f"];
+// Okabe and Ito's colours, told apart with any colour vision; of two of them a dark page needs a paler, a white one a darker shade.
+const COLORS = ["", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "", "#8c6d00", "#7f7f7f"];
 const SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon", "triangle-down", "triangle-left", "hexagon"];
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d"] };
 // Plotly reads a little HTML in its texts; what comes from files is only text.
@@ -25,8 +25,14 @@ function draw(id, traces, layout) {
   Plotly.react(id, traces, themed(layout), CONFIG);
 }
 
-DARK.addEventListener("change", () => {
+function chooseColors() {
   COLORS[0] = DARK.matches ? "#56b4e9" : "#0072b2";
+  COLORS[5] = DARK.matches ? "#f0e442" : "#882255";
+}
+
+chooseColors();
+DARK.addEventListener("change", () => {
+  chooseColors();
   drawAll();
 });
 

@@ -21,6 +21,11 @@ function shown(column, value) {
   return Number.isInteger(value) ? String(value) : value.toPrecision(3);
 }
 
+function heading(column) {
+  const words = column === "label" ? "method" : column.replaceAll("_", " ").replace(/\b(acc|asr|ra|der)\b/g, (word) => word.toUpperCase());
+  return words + (PERCENT.has(column) ? " %" : "");
+}
+
 function compare(first, second) {
   if (first === second) return 0;
   if (first === null || first === undefined) return 1;
@@ -74,7 +79,7 @@ function sortableTable(place, columns, rows, caption, link = () => null) {
   const heads = element("tr");
   columns.forEach((column, index) => {
     const head = element("th", undefined, { scope: "col", "aria-sort": "none", ...(WORDS.has(column) ? { class: "word" } : {}) });
-    const button = element("button", column.replaceAll("_", " ") + (PERCENT.has(column) ? " %" : ""), { type: "button" });
+    const button = element("button", heading(column), { type: "button" });
     button.addEventListener("click", () => sortBy(head, index));
     head.append(button);
     heads.append(head);
