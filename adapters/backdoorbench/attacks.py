@@ -21,7 +21,8 @@ from ..driving.scripts import Declared, command_line, declared_options
 from ..driving.workspace import move_in
 from . import toolbox_facts
 from .attack_result import FILE
-from .datasets import FACTS, DatasetFacts, require_no_download
+from .datasets import FACTS, DatasetFacts
+from .downloads import require_no_download
 from .surroundings import add_data, backdoorbench_workspace
 
 RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed

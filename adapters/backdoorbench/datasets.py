@@ -22,8 +22,6 @@ from .attack_result import AttackResult
 from .toolbox_facts import ROOT_VARIABLE
 
 Split = Literal["train", "test"]
-# The toolbox reads these by torchvision's classes, and asks them to download.
-_OF_TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _GTSRB_CLASSES = 43
 _ANY_COUNT = -1  # number of images
 _LARGEST_MNIST = 64 << 20
@@ -110,26 +108,6 @@ def find_data_root(result: AttackResult, *, checkout: Path | None = None) -> Pat
         f"{result.folder}: cannot find its clean images: expected {result.dataset} with {facts.holds} in one of: {looked}. "
         f"Put the data set there, or set {ROOT_VARIABLE} to the checkout that has it"
     )
-
-
-def require_no_download(facts: DatasetFacts, root: Path) -> None:
-    """Refuse files that a script of the toolbox would not take, but try to replace by a download.
-
-    Raises:
-        RecordError: If files of the data set are missing, or torchvision finds other checksums than those published.
-    """
-    if facts.name in _OF_TORCHVISION:
-        import torchvision.datasets
-
-        try:
-            getattr(torchvision.datasets, _OF_TORCHVISION[facts.name])(root, train=False)
-        except Exception as error:  # what torchvision raises on damaged files depends on the damage
-            raise RecordError(
-                f"{root}: the files of {facts.name} are not all there, or not those that were published, by torchvision's "
-                "checksums; the toolbox would try to download them; put the published files there"
-            ) from error
-    elif facts.name == "tiny" and not (root / "tiny-imagenet-200" / "train").is_dir():
-        raise RecordError(f"{root}: no tiny-imagenet-200/train; the toolbox would try to download it; put it there")
 
 
 def _below_data(result: AttackResult) -> Path:

@@ -28,8 +28,9 @@ from ..driving import checkout
 from ..driving.process import Script, run_script
 from ..driving.workspace import move_in
 from . import attacks, registration, state, toolbox_facts
-from .datasets import facts_of, find_data_root, require_no_download
+from .datasets import facts_of, find_data_root
 from .defenses import DEFENSES, budget_of, defense_named, plan
+from .downloads import require_no_download
 from .export import export_defense
 from .options import attack_options
 from .record import BackdoorBenchAdapter

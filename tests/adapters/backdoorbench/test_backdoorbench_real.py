@@ -65,7 +65,7 @@ def test_every_attack_takes_our_options(root: Path, method: str, monkeypatch: py
 
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks.run_script", note)
     monkeypatch.setattr("clp_plugin.adapters.backdoorbench.attacks._data", lambda root, name: (cifar10(), root))
-    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.datasets._OF_TORCHVISION", {})
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     options = BackdoorBench().attack_options({"model": "resnet18", "poison_rate": 0.1, "target": 2, "epochs": 1})
     request = RunRequest(options, root=root)
     with pytest.raises(ToolboxError, match="ended without writing"), BackdoorBench().attacked("new", method, request):
@@ -124,7 +124,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """A record of the toolbox's own network, of random weights."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness" / "sitecustomize.py").write_text(ANY_CIFAR)
-    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.datasets._OF_TORCHVISION", {})
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "harness"), os.environ.get("PYTHONPATH", "")]))
     weights = build("preactresnet18", CLASSES).state_dict()
     return write_record(

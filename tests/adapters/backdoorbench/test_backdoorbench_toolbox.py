@@ -18,6 +18,7 @@ import pytest
 import torch
 from fake_checkout import MODEL, content, fake_attack_record, fake_checkout, without_bridges, write
 from processes import gone
+from torchvision.datasets.utils import check_integrity
 
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.config import CONFIG_VARIABLE
@@ -187,10 +188,11 @@ def test_the_time_limit_leaves_the_record_as_it_was(root: Path, record: Path, te
 DRIVER = """
 import sys
 from types import SimpleNamespace
-from clp_plugin.adapters.backdoorbench import datasets, toolbox_facts
+from torchvision.datasets import cifar
+from clp_plugin.adapters.backdoorbench import toolbox_facts
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
 from clp_plugin.cli.app import main
-toolbox_facts.LAUNCHER, datasets._OF_TORCHVISION = "direct", {}
+toolbox_facts.LAUNCHER, cifar.check_integrity = "direct", lambda *_: True
 origin = SimpleNamespace(toolbox="backdoorbench")
 # Not of the made-up record itself: no network fits its weights.
 BackdoorBench.open = lambda self, path, **_: SimpleNamespace(folder=path, provenance=origin)
@@ -351,10 +353,13 @@ def test_an_attack_that_can_work_passes_the_check_and_nothing_is_run_or_written(
 def test_images_that_a_script_would_replace_by_a_download_are_refused_before_it_starts(
     root: Path, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clp_plugin.adapters.backdoorbench.datasets._OF_TORCHVISION", {"cifar10": "CIFAR10"})
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", check_integrity)
     before = content(root)
     for refused in (lambda: attack(root, alpha=0.2), lambda: check(root, alpha=0.2), lambda: run(record)):
-        with pytest.raises(RecordError, match=r"data/cifar10: the files of cifar10 .*; put the published files there$"):
+        with pytest.raises(
+            RecordError,
+            match=r"data/cifar10: .* not take the files there .*; put the published files there$",
+        ):
             refused()
     assert content(root) == before
 
