@@ -15,6 +15,8 @@ _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
+_NARROW = r"\footnotesize\setlength{\tabcolsep}{3pt}"  # two columns a method
+
 
 def latex_text(text: str) -> str:
     """The text for LaTeX to print as it stands."""
@@ -36,4 +38,4 @@ def latex_styled(style: Styler, caption: str, **layout: Any) -> str:
     told = style.to_latex(
         hrules=True, multicol_align="c", caption=latex_text(caption), position_float="centering", **layout
     )
-    return str(told)
+    return str(told).replace("\\centering\n", f"\\centering\n{_NARROW}\n", 1)
