@@ -86,6 +86,16 @@ def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Pat
     assert Path(seen(result)["cwd"]).is_relative_to(temporary)
 
 
+def test_a_result_goes_where_the_request_says_and_the_checkout_stays_as_it_is(
+    root: Path, record: Path, tmp_path: Path
+) -> None:
+    before, place = content(root), tmp_path / "elsewhere" / "ft-seed0"
+    result = BackdoorBench().run_defense(record, "ft", RunRequest(destination=place))
+    assert content(root) == before
+    assert result.folder == place
+    assert {name.name for name in place.iterdir()} == {"defense_result.pt", "ft_df_summary.csv", "log", LOG}
+
+
 def test_a_script_that_writes_into_its_own_copy_of_the_record_does_not_reach_the_record(record: Path) -> None:
     before = (record / "attack_result.pt").read_bytes()
     run(record, do="overwrite")

@@ -23,7 +23,7 @@ from clp_plugin.errors import RecordError, ToolboxError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.masking.apply import masked
 from clp_plugin.records.exchange import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
-from clp_plugin.store.outcomes import load_outcome
+from clp_plugin.store.outcomes import load_outcome, load_outcomes
 from clp_plugin.types import Mask, Record
 
 REPORTED = {"acc": 0.5}
@@ -78,7 +78,8 @@ class FakeToolbox:
         request.report("epoch 1")
         if "do" in request.options:
             raise ToolboxError("anp.py failed (exit status 1): IndexError")
-        return self.read_defense(record, method)
+        result = self.read_defense(record, method)
+        return result if request.destination is None else replace(result, folder=request.destination)
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
         channels = torch.zeros(6, dtype=torch.bool).numpy()
@@ -352,3 +353,50 @@ def test_printed_json_stays_clean_while_the_script_talks(registry: Path) -> None
     result = defend(registry, "--method", "anp", "--impl", "toolbox", "--json")
     assert json.load(io.StringIO(result.out))
     assert "epoch 1" not in result.err
+
+
+def test_a_grid_runs_the_toolboxs_own_method_beside_ours_each_seed_in_a_place_of_its_own(
+    registry: Path, tmp_path: Path
+) -> None:
+    record, out = tmp_path / "checkout" / "record" / "eins", tmp_path / "out"
+    given = [
+        "--record",
+        record,
+        "--registry",
+        registry,
+        "--out",
+        out,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--seeds",
+        "0,1",
+    ]
+    assert bench("leaderboard", "run", *given, "--method", "clp", "--method", "fakebench:anp:epochs=3").code == 0
+    found = load_outcomes(out / "cells")
+    assert sorted((each.method, each.implementation, each.seed) for each in found) == [
+        ("anp", "fakebench", 0), ("anp", "fakebench", 1), ("clp", "clp_plugin", 0), ("clp", "clp_plugin", 1),
+    ]  # fmt: skip
+    request = FakeToolbox.asked["request"]
+    assert (request.options, request.seed, request.force) == ({"epochs": 3}, 1, True)
+    assert request.destination.parent == out / "toolbox"
+    cells = bench("leaderboard", "show", out, "--json").json["cells"]
+    assert {(cell["implementation"], cell["reported_acc"]) for cell in cells} == {
+        ("fakebench", 0.5),
+        ("clp_plugin", None),
+    }
+    assert not (record / "clp_plugin_logs").exists()
+
+
+def test_a_script_that_fails_in_a_grid_is_a_failed_cell_and_leaves_nothing_in_the_record(
+    registry: Path, tmp_path: Path
+) -> None:
+    record, out = tmp_path / "checkout" / "record" / "eins", tmp_path / "out"
+    given = ["--record", record, "--registry", registry, "--out", out, "--workers", 0, "--device", "cpu"]
+    done = bench("leaderboard", "run", *given, "--method", "fakebench:anp:do=fail", "--method", "clp")
+    assert done.code == 3
+    assert {each.method: each.error for each in load_outcomes(out / "cells")} == {
+        "anp": "anp.py failed (exit status 1): IndexError", "clp": None,
+    }  # fmt: skip
+    assert sorted(path.name for path in record.iterdir()) == ["fake"]
