@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from clp_plugin.adapters.backdoorbench.models import build
+from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
+from clp_plugin.records.exchange import RunRequest, ToolboxResult
 
 MODEL, CLASSES = "squeezenet1_0", 3
 LABELS = (2, 0, 1)  # of the triggered test images 0, 1, 2
@@ -187,3 +189,14 @@ def content(root: Path) -> Mapping[str, bytes]:
     found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     empty = (path for path in root.rglob("*") if path.is_dir() and not any(path.iterdir()))
     return found | {f"{path.relative_to(root)}/": b"" for path in empty}
+
+
+def run_defense(record: Path, method: str = "ft", *, force: bool = False, **options: object) -> ToolboxResult:
+    """A defense of the toolbox on a record, run by its own script."""
+    lines: list[str] = []
+    return BackdoorBench().run_defense(record, method, RunRequest(options, force=force, report=lines.append))
+
+
+def but(files: Mapping[str, bytes], *prefixes: str) -> dict[str, bytes]:
+    """The files whose names do not begin so."""
+    return {name: data for name, data in files.items() if not name.startswith(prefixes)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -371,33 +369,3 @@ def test_deferred_images_are_loaded_once_and_only_when_asked_for(tmp_path: Path)
     assert torch.equal(everything(images), by_definition(pixels))
     assert torch.equal(everything(images.take(np.array([2]))), by_definition(pixels[2:]))
     assert len(loaded) == 1
-
-
-# One "name classes (H, W, C) mean std" a line, from the toolbox's own functions.
-THEIRS = """
-import sys
-sys.path.insert(0, ".")
-from utils.aggregate_block.dataset_and_transform_generate import *
-for name in sys.argv[1:]:
-    steps = get_transform(name, *get_input_shape(name)[:2], train=False).transforms
-    assert [type(step).__name__ for step in steps] == ["Resize", "ToTensor", "Normalize"]
-    print("found", repr((name, get_num_classes(name), get_input_shape(name), list(steps[2].mean), list(steps[2].std))))
-"""
-
-
-@pytest.mark.slow
-def test_facts_equal_those_of_a_checkout(tmp_path: Path) -> None:
-    root = os.environ.get("BACKDOORBENCH_ROOT")
-    if not root:
-        pytest.skip("needs a checkout of BackdoorBench: set BACKDOORBENCH_ROOT")
-    script = tmp_path / "theirs.py"
-    script.write_text(THEIRS, encoding="utf-8")
-    launcher = [sys.executable, "-m", "clp_plugin.adapters.backdoorbench.launcher", "run", str(script)]
-    ran = subprocess.run([*launcher, *FACTS], cwd=root, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    rows = [line.removeprefix("found ") for line in ran.stdout.splitlines() if line.startswith("found ")]
-    ours = [
-        repr((facts.name, facts.num_classes, (*facts.shape[1:], facts.shape[0]), [*facts.mean], [*facts.std]))
-        for facts in FACTS.values()
-    ]
-    assert [row.replace(".0", "") for row in rows] == [row.replace(".0", "") for row in ours]

@@ -17,6 +17,7 @@ from backdoorbench_trees import CLASSES, Tree, write_record
 from command_line import bench
 
 from clp_plugin.adapters.backdoorbench.attacks import attack_names
+from clp_plugin.adapters.backdoorbench.datasets import FACTS
 from clp_plugin.adapters.backdoorbench.defenses import DEFENSES, plan
 from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
@@ -196,3 +197,30 @@ def test_the_toolbox_itself_loads_the_same(root: Path, tmp_path: Path, name: str
         assert torch.equal(some, torch.from_numpy(theirs[kind]))
         with torch.no_grad():
             assert torch.allclose(record.model(some), torch.from_numpy(theirs[f"{kind}_logits"]), atol=1e-4)
+
+
+# One "name classes (H, W, C) mean std" a line, from the toolbox's own functions.
+FACTS_OF_THE_CHECKOUT = """
+import sys
+sys.path.insert(0, ".")
+from utils.aggregate_block.dataset_and_transform_generate import *
+for name in sys.argv[1:]:
+    steps = get_transform(name, *get_input_shape(name)[:2], train=False).transforms
+    assert [type(step).__name__ for step in steps] == ["Resize", "ToTensor", "Normalize"]
+    print("found", repr((name, get_num_classes(name), get_input_shape(name), list(steps[2].mean), list(steps[2].std))))
+"""
+
+
+@pytest.mark.slow
+def test_facts_equal_those_of_a_checkout(root: Path, tmp_path: Path) -> None:
+    script = tmp_path / "theirs.py"
+    script.write_text(FACTS_OF_THE_CHECKOUT, encoding="utf-8")
+    launcher = [sys.executable, "-m", "clp_plugin.adapters.backdoorbench.launcher", "run", str(script)]
+    ran = subprocess.run([*launcher, *FACTS], cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    rows = [line.removeprefix("found ") for line in ran.stdout.splitlines() if line.startswith("found ")]
+    ours = [
+        repr((facts.name, facts.num_classes, (*facts.shape[1:], facts.shape[0]), [*facts.mean], [*facts.std]))
+        for facts in FACTS.values()
+    ]
+    assert [row.replace(".0", "") for row in rows] == [row.replace(".0", "") for row in ours]

@@ -10,48 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_checkout import MODEL, content, fake_attack_record, fake_checkout, without_bridges, write
+from fake_checkout import MODEL, but, content, fake_attack_record, fake_checkout, run_defense, write
 from processes import gone
-from torchvision.datasets.utils import check_integrity
 
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
-from clp_plugin.config import CONFIG_VARIABLE
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError
-from clp_plugin.records.adapter import ChecksAttacks, require
 from clp_plugin.records.exchange import RunRequest, ToolboxResult
 
+pytestmark = pytest.mark.usefixtures("temporary")
 LOG = "clp_plugin_run.log"
-
-
-@pytest.fixture(autouse=True)
-def temporary(no_checkout: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; not below ``tmp_path``, which may have ``record`` in it."""
-    without_bridges(monkeypatch)
-    place = tmp_path_factory.mktemp("temporary")
-    monkeypatch.setenv(CONFIG_VARIABLE, str(place.with_name("no-settings.yaml")))
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    return place
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return fake_checkout(tmp_path / "bench")
-
-
-@pytest.fixture
-def record(root: Path) -> Path:
-    return fake_attack_record(root / "record" / "eins")
-
-
-def run(record: Path, method: str = "ft", *, force: bool = False, **options: object) -> ToolboxResult:
-    lines: list[str] = []
-    return BackdoorBench().run_defense(record, method, RunRequest(options, force=force, report=lines.append))
 
 
 def seen(result: ToolboxResult) -> dict[str, Any]:
@@ -59,13 +32,9 @@ def seen(result: ToolboxResult) -> dict[str, Any]:
     return found
 
 
-def but(files: Mapping[str, bytes], *prefixes: str) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if not name.startswith(prefixes)}
-
-
 def test_a_result_appears_whole_and_nothing_else_changes(root: Path, record: Path, temporary: Path) -> None:
     before = content(root)
-    result = run(record)
+    result = run_defense(record)
     after = content(root)
     new = {name.removeprefix("record/eins/defense/ft/") for name in after.keys() - before.keys()}
     assert new == {"defense_result.pt", "ft_df_summary.csv", "log/seen.json", LOG}
@@ -98,13 +67,13 @@ def test_a_result_goes_where_the_request_says_and_the_checkout_stays_as_it_is(
 
 def test_a_script_that_writes_into_its_own_copy_of_the_record_does_not_reach_the_record(record: Path) -> None:
     before = (record / "attack_result.pt").read_bytes()
-    run(record, do="overwrite")
+    run_defense(record, do="overwrite")
     assert (record / "attack_result.pt").read_bytes() == before
 
 
 def test_the_script_finds_what_it_looks_for_and_nothing_that_it_should_not(root: Path, record: Path) -> None:
-    run(record, "ft-sam")
-    found = seen(run(record))
+    run_defense(record, "ft-sam")
+    found = seen(run_defense(record))
     assert found["image"] == "image 0"
     assert found["data"] == ["cifar-10-batches-py"]
     assert found["weights"] == (record / "attack_result.pt").stat().st_size
@@ -131,7 +100,7 @@ def test_a_record_that_was_renamed_and_lies_in_an_odd_place_still_works(
     root = fake_checkout(tmp_path / place, stored=stored, data_path=data_path)
     record = fake_attack_record(root / "record" / "umbenannt é", stored=stored, data_path=data_path)
     monkeypatch.chdir(record.parent)
-    found = seen(run(Path(record.name)))
+    found = seen(run_defense(Path(record.name)))
     assert (found["image"], found["data"]) == ("image 0", ["cifar-10-batches-py"])
     assert found["args"]["result_file"] == stored
 
@@ -142,7 +111,7 @@ def test_temporary_folders_named_record_are_avoided(
     unlucky = tmp_path / "my-records"
     unlucky.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unlucky))
-    found = seen(run(record))
+    found = seen(run_defense(record))
     assert found["image"] == "image 0"
     assert "record" not in found["cwd"]
 
@@ -158,9 +127,9 @@ def test_an_earlier_result_stays_unless_it_may_be_replaced(root: Path, record: P
     old = write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
     with pytest.raises(ConfigError, match="holds an earlier result; give --reuse to measure it, or --force"):
-        run(record)
+        run_defense(record)
     assert content(root) == before
-    run(record, force=True)
+    run_defense(record, force=True)
     assert not old.exists()
     assert (record / "defense" / "ft" / "defense_result.pt").is_file()
     assert [path.name for path in (record / "defense").iterdir()] == ["ft"]
@@ -178,12 +147,12 @@ def test_a_run_that_fails_keeps_the_earlier_result_and_its_log(root: Path, recor
     write(record / "defense" / "ft" / "old.txt", "last week's")
     before = content(root)
     with pytest.raises(ToolboxError, match=said):
-        run(record, force=True, do=do)
+        run_defense(record, force=True, do=do)
     after = content(root)
     log = record / "clp_plugin_logs" / f"ft-{os.getpid()}.log"
     assert but(after, str(log.relative_to(root))) == before
     assert log.read_text().startswith("working in ")
-    run(record, force=True)
+    run_defense(record, force=True)
     assert not log.parent.exists(), "the log of the run that ended well lies with its result"
 
 
@@ -239,13 +208,13 @@ def test_after_a_kill_the_script_ends_the_record_is_as_it_was_and_the_next_run_w
     before = content(root)
     with hanging(record, temporary) as (driver, pid):
         with pytest.raises(ConfigError, match=r"defense/ft: another run is writing there"):
-            run(record, force=True)
+            run_defense(record, force=True)
         assert len(list(temporary.glob(".clp-plugin-*.clp-new"))) == 1, "the living one's workspace stays"
         driver.kill()
         driver.wait()
         assert gone(pid)
     assert but(content(root), "record/eins/clp_plugin_logs/", "record/eins/defense/.ft.clp-lock") == before
-    assert (run(record, force=True).folder / "defense_result.pt").is_file()
+    assert (run_defense(record, force=True).folder / "defense_result.pt").is_file()
     assert list(temporary.iterdir()) == []
     assert [path.name for path in (record / "defense").iterdir()] == ["ft"]
 
@@ -265,24 +234,24 @@ def test_asked_to_stop_it_stops_its_script_and_leaves_nothing_temporary(
 
 
 def test_the_record_says_what_the_script_is_given_not_the_toolboxs_files(record: Path) -> None:
-    result = run(record, "ft-sam")
+    result = run_defense(record, "ft-sam")
     args = seen(result)["args"]
     assert {name: args[name] for name in ("dataset", "model", "device", "random_seed", "result_file")} == {
         "dataset": "cifar10", "model": MODEL, "device": "cpu", "random_seed": 0, "result_file": "eins",
     }  # fmt: skip
     assert "from: cifar10" in seen(result)["yaml"]
-    assert "from: config" in seen(run(record))["yaml"], "no settings for this data set"
+    assert "from: config" in seen(run_defense(record))["yaml"], "no settings for this data set"
     assert (args["amp"], args["num_workers"]) == (False, 0)
     assert result.budget == "benign:10 % of the training images"
     assert result.options["ratio"] == 0.1
 
 
 def test_settings_win_over_argparse_and_the_user_over_both(record: Path) -> None:
-    plain = run(record, "ft-sam")
+    plain = run_defense(record, "ft-sam")
     assert seen(plain)["args"]["rho"] == 7.0, "argparse's own 2.0 would hide the file's"
     assert seen(plain)["args"]["epochs"] is None, "the script takes it from its settings by itself"
     assert (plain.options["rho"], plain.options["epochs"]) == (7, 3)
-    own = run(record, "ft-sam", force=True, rho=0.5, epochs=1, random_seed=9, debug=True, note="two words")
+    own = run_defense(record, "ft-sam", force=True, rho=0.5, epochs=1, random_seed=9, debug=True, note="two words")
     args = seen(own)["args"]
     assert [args[name] for name in ("rho", "epochs", "random_seed", "debug", "note")] == [0.5, 1, 9, True, "two words"]
     assert own.options["rho"] == 0.5
@@ -309,7 +278,7 @@ def test_what_cannot_work_is_said_before_anything_starts(
 ) -> None:
     before = content(root)
     with pytest.raises(ConfigError, match=said) as caught:
-        run(record, method, **options)
+        run_defense(record, method, **options)
     assert len(str(caught.value).splitlines()) == 1
     assert content(root) == before
 
@@ -318,20 +287,20 @@ def test_what_cannot_work_is_said_before_anything_starts(
 def test_the_toolboxs_own_style_worries_nobody(root: Path, record: Path) -> None:
     script = root / "defense" / "ft.py"
     script.write_text(script.read_text() + 'PATTERN = "\\s+"\n')
-    assert run(record).reported["acc"] == 0.5
+    assert run_defense(record).reported["acc"] == 0.5
 
 
 def test_a_defense_that_needs_poisoned_training_images_says_so(root: Path) -> None:
     record = fake_attack_record(root / "record" / "zwei", model="preactresnet18")
     with pytest.raises(ConfigError, match="bnp needs poisoned training images, and this record stores none"):
-        run(record, "bnp")
+        run_defense(record, "bnp")
 
 
 def test_without_the_clean_images_it_says_where_to_put_them(root: Path, record: Path) -> None:
     (root / "data" / "cifar10" / "cifar-10-batches-py" / "test_batch").unlink()
     (root / "data" / "cifar10" / "cifar-10-batches-py").rmdir()
     with pytest.raises(RecordError, match=r"expected cifar10 with cifar-10-batches-py in one of: "):
-        run(record)
+        run_defense(record)
 
 
 def test_a_record_is_found_by_its_name(root: Path, record: Path) -> None:
@@ -339,101 +308,3 @@ def test_a_record_is_found_by_its_name(root: Path, record: Path) -> None:
     write(root / "record" / "clp_plugin_logs" / "attack-drei.log", "crashed")
     with pytest.raises(RecordError, match=r"no record 'drei' in .*record \(found by --root\); there: eins$"):
         BackdoorBench().locate("drei", root=root)
-
-
-def attack(root: Path, name: str = "neu", method: str = "blended", *, force: bool = False, **options: object) -> Path:
-    with BackdoorBench().attacked(name, method, RunRequest(options, root=root, force=force, seed=5)) as path:
-        return path
-
-
-def check(root: Path, name: str = "neu", method: str = "blended", **options: object) -> None:
-    require(BackdoorBench(), ChecksAttacks, toolbox="backdoorbench").check_attack(
-        name, method, RunRequest(options, root=root)
-    )
-
-
-def test_an_attack_that_can_work_passes_the_check_and_nothing_is_run_or_written(root: Path, record: Path) -> None:
-    before = content(root)
-    check(root, alpha=0.2)
-    with pytest.raises(ConfigError, match="exists already"):
-        check(root, "eins", alpha=0.2)
-    assert content(root) == before
-
-
-def test_images_that_a_script_would_replace_by_a_download_are_refused_before_it_starts(
-    root: Path, record: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", check_integrity)
-    before = content(root)
-    for refused in (lambda: attack(root, alpha=0.2), lambda: check(root, alpha=0.2), lambda: run(record)):
-        with pytest.raises(
-            RecordError,
-            match=r"data/cifar10: .* not take the files there .*; put the published files there$",
-        ):
-            refused()
-    assert content(root) == before
-
-
-def test_an_attacks_record_appears_whole(root: Path, record: Path, temporary: Path) -> None:
-    before = content(root)
-    made = attack(root, alpha=0.2, **BackdoorBench().attack_options({"poison_rate": 0.1, "target": 2, "epochs": 1}))
-    assert made == root / "record" / "neu"
-    after = content(root)
-    assert but(after, "record/neu/", "record/clp_plugin_logs/") == before
-    assert {name for name in after if name.startswith("record/neu/")} == {
-        "record/neu/attack_result.pt", "record/neu/clp_plugin_run.log", "record/neu/seen.json",
-    }  # fmt: skip
-    found = json.loads((made / "seen.json").read_text())
-    wanted = {
-        "pratio": 0.1, "attack_target": 2, "epochs": 1, "alpha": 0.2, "dataset": "cifar10", "device": "cpu",
-        "random_seed": 5, "num_workers": 0, "amp": "False", "yaml_path": "./config/attack/prototype/cifar10.yaml",
-    }  # fmt: skip
-    assert {name: found["args"][name] for name in wanted} == wanted
-    assert found["data"] == ["cifar-10-batches-py"]
-    assert found["records"] == ["neu"], "no other record is within its reach"
-    assert list(temporary.iterdir()) == []
-
-
-def test_an_attack_finds_its_own_settings_however_their_folder_is_spelled(root: Path, record: Path) -> None:
-    script = (root / "attack" / "blended.py").read_text()
-    declared = 'parser.add_argument("--bd_yaml_path", type=str, default="./config/attack/wrong.yaml")\n'
-    write(root / "attack" / "ftrojann.py", script.replace("args = parser", f"{declared}args = parser"))
-    write(root / "config" / "attack" / "ftrojannn" / "default.yaml", "attack: ftrojann\n")
-    made = attack(root, method="ftrojann", alpha=0.2)
-    args = json.loads((made / "seen.json").read_text())["args"]
-    assert args["bd_yaml_path"] == "./config/attack/ftrojannn/default.yaml"
-
-
-def test_an_attack_replaces_a_record_only_with_force_and_only_when_it_ends_well(root: Path, record: Path) -> None:
-    before = content(root)
-    with pytest.raises(ConfigError, match="exists already; choose another name, or give --force"):
-        attack(root, "eins", alpha=0.2)
-    for alpha, said in ((0, "ValueError: alpha must not be 0"), (1, r"ended without writing attack_result\.pt")):
-        with pytest.raises(ToolboxError, match=said):
-            attack(root, "eins", force=True, alpha=alpha)
-    assert but(content(root), "record/clp_plugin_logs/") == before
-    attack(root, "eins", force=True, alpha=0.2)
-    assert not (record / "bd_test_dataset").exists()
-    assert (record / "attack_result.pt").read_text() == "weights"
-
-
-@pytest.mark.parametrize(
-    ("name", "method", "options", "said"),
-    [
-        ("neu", "blendet", {}, "attack 'blendet'.*blended"),
-        ("neu", "prototype", {}, "attack 'prototype'"),
-        ("../neu", "blended", {}, r"the record's name '\.\./neu'"),
-        ("", "blended", {}, "the record's name ''"),
-        ("neu", "blended", {"dataset": "cifar11"}, "data set 'cifar11'.*cifar10"),
-        ("neu", "blended", {"dataset": "gtsrb"}, r"expected gtsrb with Test/GT-final_test\.csv"),
-        ("neu", "blended", {"alfa": 1}, r"attack/blended\.py: .*'alfa'.*alpha"),
-    ],
-)
-def test_an_attack_that_cannot_work_is_refused_before_it_starts(
-    root: Path, name: str, method: str, options: dict[str, object], said: str
-) -> None:
-    before = content(root)
-    for refused in (attack, check):
-        with pytest.raises((ConfigError, RecordError), match=said):
-            refused(root, name, method, **options)
-    assert content(root) == before

@@ -385,17 +385,3 @@ def test_scan_options_reach_the_architecture_and_strict_adapts_nothing(zoo: Path
     torch.save(nn.DataParallel(small(zoo)).state_dict(), tmp_path / "p.pt")
     assert bench("scan", tmp_path / "p.pt", *arch(zoo), "--json").code == 0
     assert "weights do not fit" in refused("scan", tmp_path / "p.pt", *arch(zoo), "--strict")
-
-
-def test_scan_of_a_record_refuses_what_only_checkpoints_have(tmp_path: Path) -> None:
-    for given in (("--key", "model"), ("--arch-option", "width=8"), ("--num-classes", "3"), ("--strict",)):
-        assert f"{given[0]} has no meaning for a record" in refused("scan", tmp_path, *given)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "images.safetensors"])
-def test_repair_of_a_record_never_replaces_its_own_files(record: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).hardlink_to(record / name)
-    before = (record / name).read_bytes()
-    for place in (record / name, tmp_path / name):
-        assert "an input of this run" in refused("scan", record, "--repair", place)
-        assert (record / name).read_bytes() == place.read_bytes() == before
