@@ -85,7 +85,8 @@ def read_reported(folder: Path, method: str) -> dict[str, float]:
     if defense is None or not (folder / defense.summary).is_file():
         return {}
     try:
-        frame = pd.read_csv(io.StringIO(read_text(folder / defense.summary, raises=RecordError)), index_col=0)
+        text = io.StringIO(read_text(folder / defense.summary, raises=RecordError))
+        frame = pd.read_csv(text, index_col=0, float_precision="round_trip")
     except (RecordError, ValueError):  # a script that was killed leaves tables without a row, or without a column
         return {}
     if frame.empty:

@@ -39,6 +39,6 @@ def _latest(record: Path, pattern: str) -> pd.DataFrame | None:
     if not files:
         return None
     try:
-        return pd.read_csv(io.StringIO(read_text(files[-1], raises=ConfigError)))
+        return pd.read_csv(io.StringIO(read_text(files[-1], raises=ConfigError)), float_precision="round_trip")
     except ValueError as error:
         raise ConfigError(f"{files[-1]} is not a table: {error}; make it again") from error

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from backdoorbench_trees import Tree, write_record
 from command_line import bench, refused
+from csv_tables import csv_table
 from fake_checkout import content
 
 from clp_plugin.adapters.backdoorbench.models import build
@@ -43,7 +43,7 @@ def test_clp_writes_what_the_toolbox_reads_and_touches_nothing_else(tree: Tree) 
     result = torch.load(folder / "defense_result.pt", weights_only=True)
     build(result["model_name"], result["num_classes"]).load_state_dict(result["model"])
     for table, rows in (("clp_plugin_df_summary.csv", 1), ("u_step_df.csv", 2)):
-        frame = pd.read_csv(folder / table, index_col=0)
+        frame = csv_table(folder / table, index_col=0)
         assert list(frame.columns) == COLUMNS
         assert len(frame) == rows
     assert frame["test_acc"].tolist()[1] == found["after"]["acc"]
@@ -62,7 +62,7 @@ def test_the_registered_script_does_the_same_in_the_toolboxs_habit(tree: Tree) -
     assert done.returncode == 0, done.stderr
     assert "not used here: --model, --num_workers" in done.stderr
     folder = tree.folder / "defense" / "clp_plugin"
-    assert pd.read_csv(folder / "u_step_df.csv")["u"].tolist() == [0, 1, 2]
+    assert csv_table(folder / "u_step_df.csv")["u"].tolist() == [0, 1, 2]
     outcome = load_outcome(folder / "outcome.json")
     assert (outcome.method, outcome.options["u"], outcome.seed) == ("clp", 3, 0)
 

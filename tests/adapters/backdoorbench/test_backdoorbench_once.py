@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from backdoorbench_trees import CLASSES, Tree, write_record
 from command_line import bench
 from counting import calls_counted
+from csv_tables import csv_table
 from fake_checkout import fake_checkout, without_bridges
 
 from clp_plugin.adapters.backdoorbench.attack_result import read_attack_result
@@ -66,10 +66,10 @@ def test_a_sweep_uses_the_scores_and_what_was_judged_already(
     assert counts == {"read_attack_result": 1, "fuse": 1, "score": 1, "judge": 2, "evaluate_masks": 1}
     assert len(run) == 1, "u = 3 is the run's own and u = 99 prunes nothing: both were judged already"
     folder = tree.folder / "defense" / "clp_plugin"
-    table = pd.read_csv(folder / "u_step_df.csv", index_col=0)
+    table = csv_table(folder / "u_step_df.csv", index_col=0)
     assert table["u"].tolist() == [2, 3, 99]
     assert table["test_acc"].tolist()[1:] == [found["after"]["acc"], found["before"]["acc"]]
-    summary = pd.read_csv(folder / "clp_plugin_df_summary.csv", index_col=0)
+    summary = csv_table(folder / "clp_plugin_df_summary.csv", index_col=0)
     assert summary.iloc[0].to_dict() == table.iloc[1].to_dict()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from command_line import CORRELATION, bench, refused
+from csv_tables import csv_table
 
 from clp_plugin.records.opening import open_record
 
@@ -20,12 +20,12 @@ def test_correlate_json_is_the_contract_and_its_files_say_the_same(record: Path,
     assert all(layer["name"] in names for layer in found["layers"])
     assert found["pooled"]["name"] == "pooled"
     assert found["pooled"]["n"] == sum(layer["n"] for layer in found["layers"][:-1])  # the last is the head
-    rows = pd.read_csv(tmp_path / "tac.csv")
+    rows = csv_table(tmp_path / "tac.csv")
     assert list(rows.columns) == ["layer", "channel", "sigma", "tac", "pruned"]
     for layer in found["layers"]:
         mine = rows[rows["layer"] == layer["name"]]
         assert layer["pearson"] == pytest.approx(np.corrcoef(mine["sigma"], mine["tac"])[0, 1], abs=1e-6)
-    table = pd.read_csv(tmp_path / "correlation.csv")
+    table = csv_table(tmp_path / "correlation.csv")
     assert list(table.columns) == CORRELATION
     assert len(table) == len(found["layers"]) + 1
     names_written = {"tac.csv", "correlation.csv", "uclc_tac.png", "uclc_tac.pdf"}
@@ -57,7 +57,7 @@ def test_sweep_json_is_the_contract_and_its_files_say_the_same(record: Path, tmp
     assert [row["u"] for row in found["rows"]] == [0, 0.5, 1, 1.5, 2]
     pruned = [row["pruned"] for row in found["rows"]]
     assert pruned == sorted(pruned, reverse=True)
-    assert pd.read_csv(tmp_path / "sweep.csv").to_dict("records") == found["rows"]
+    assert csv_table(tmp_path / "sweep.csv").to_dict("records") == found["rows"]
     assert {p.name for p in tmp_path.iterdir()} == {"sweep.csv", "sweep.png", "sweep.pdf"}
     defended = bench("defend", "--record", record, "--u", "1", "--out", tmp_path / "d", "--json").json
     row = found["rows"][2]

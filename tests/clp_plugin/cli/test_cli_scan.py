@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from command_line import LAYER, bench, refused, without
+from csv_tables import csv_table
 from torch import nn
 
 from clp_plugin.files.checkpoints import load_checkpoint, save_weights
@@ -151,7 +151,7 @@ def test_scan_writes_table_figure_and_mask(zoo: Path, tmp_path: Path) -> None:
     assert result.code == 0
     assert "outlying channels" in result.out
     assert {p.name for p in tmp_path.iterdir()} == {"scores.csv", "mask.json", "scores.png", "scores.pdf"}
-    rows = pd.read_csv(tmp_path / "scores.csv", dtype={"layer": str})
+    rows = csv_table(tmp_path / "scores.csv", dtype={"layer": str})
     assert list(rows.columns) == ["layer", "kind", "channel", "sigma", "pruned"]
     assert len(rows) == 12 + 16 + 4
     mask = load_mask(tmp_path / "mask.json")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import bench, refused
+from csv_tables import csv_table
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.reports.comparison import comparison_figure, correlation_figure
@@ -48,7 +49,7 @@ def test_tables_hold_every_outcome_of_every_record(records: list[Path], tmp_path
         ("eins", "anp (backdoorbench, oracle)"), ("eins", "clp"), ("zwei ä", "anp (backdoorbench, oracle)"), ("zwei ä", "clp"),
     ]  # fmt: skip
     assert found["uclc_tac"] == []
-    frame = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    frame = csv_table(tmp_path / "out" / "comparison.csv")
     assert frame["after_asr"].tolist() == [0.05] * 4
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert page.count("\n") == 6

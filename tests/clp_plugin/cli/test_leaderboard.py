@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import bench, refused
+from csv_tables import csv_table
 from numpy.typing import NDArray
 from own_parts import TARGET, own_parts
 from PIL import Image
@@ -69,7 +70,7 @@ def test_people_see_the_same_table(runs: Path) -> None:
 
 
 def test_programs_get_csv_markdown_and_latex(runs: Path) -> None:
-    csv = pd.read_csv(io.StringIO(bench("leaderboard", "show", runs, "--csv", "--by", "attack").out))
+    csv = csv_table(io.StringIO(bench("leaderboard", "show", runs, "--csv", "--by", "attack").out))
     assert csv.groupby("attack")["asr"].min().to_dict() == pytest.approx({"badnets": 0.2, "wanet": 0.8})
     markdown = bench("leaderboard", "show", runs, "--markdown").out
     assert "| clp" in markdown
@@ -113,7 +114,7 @@ def test_tables_of_the_paper_and_the_figure_of_sweeps_are_written(runs: Path, tm
         "performance.md", "performance.tex", "performance.csv", "seconds.md", "seconds.tex", "seconds.csv", "outcomes.csv",
         "matrix.md", *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
     }  # fmt: skip
-    table = pd.read_csv(out / "performance.csv", index_col="attack")
+    table = csv_table(out / "performance.csv", index_col="attack")
     assert table.loc["badnets", "clp ASR"] == pytest.approx(20)
     assert table.loc["Average", "ft ASR"] == pytest.approx((60 + 80) / 2)
 
@@ -141,7 +142,7 @@ def test_what_scripts_reported_is_a_table_of_its_own(runs: Path, tmp_path: Path)
     store(runs, "badnets-seed0", "anp", 0.4, implementation="bb", reported={"asr": 0.5})
     told = bench("leaderboard", "tables", runs, "--out", tmp_path / "tables", "--json").json
     assert {"reported.md", "reported.csv"} <= set(told["files"])
-    (row,) = pd.read_csv(tmp_path / "tables" / "reported.csv").to_dict("records")
+    (row,) = csv_table(tmp_path / "tables" / "reported.csv").to_dict("records")
     assert (row["after_asr"], row["reported_asr"], row["apart"]) == (0.4, 0.5, 9)
     assert "what toolboxes' scripts measured" in bench("leaderboard", "show", runs).out
 

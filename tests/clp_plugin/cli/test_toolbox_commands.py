@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from command_line import bench, refused
+from csv_tables import csv_table
 from fake_records import fake_record
 
 from clp_plugin.adapters.backdoorbench.export import export_defense
@@ -158,9 +158,9 @@ def test_a_record_is_found_by_its_name_and_the_result_lies_where_the_toolbox_loo
         "outcome.json", "mask.json", "weights.safetensors", "weights.pt", "defense_result.pt", "clp_plugin_df_summary.csv",
         "u_step_df.csv", "sweep.png", "sweep.pdf", "scores.png", "scores.pdf",
     }  # fmt: skip
-    summary = pd.read_csv(folder / "clp_plugin_df_summary.csv").iloc[0]
+    summary = csv_table(folder / "clp_plugin_df_summary.csv").iloc[0]
     assert (summary["u"], summary["test_acc"], summary["test_asr"]) == (1, found["after"]["acc"], found["after"]["asr"])
-    sweep = pd.read_csv(folder / "u_step_df.csv")
+    sweep = csv_table(folder / "u_step_df.csv")
     assert sweep["u"].tolist() == [i / 2 for i in range(21)]
     assert sweep.loc[2, "test_acc"] == found["after"]["acc"]
     stored = torch.load(folder / "defense_result.pt", weights_only=True)["model"]
@@ -175,7 +175,7 @@ def test_there_is_no_sweep_unless_it_is_asked_for(registry: Path, record: Path, 
     assert {path.name for path in folder.iterdir()} == {
         "outcome.json", "mask.json", "weights.safetensors", "weights.pt", "defense_result.pt", "clp_plugin_df_summary.csv",
     }  # fmt: skip
-    summary = pd.read_csv(folder / "clp_plugin_df_summary.csv").iloc[0]
+    summary = csv_table(folder / "clp_plugin_df_summary.csv").iloc[0]
     assert (summary["u"], summary["test_acc"], summary["test_asr"]) == (1, found["after"]["acc"], found["after"]["asr"])
 
 
