@@ -85,7 +85,7 @@ def defense_class(method: str, catalogue: Catalogue) -> type[BackdoorDefense]:
 
     Args:
         method: Name of the method in the catalogue.
-        catalogue: Where it comes from.
+        catalogue: Catalogue that holds it.
     """
     return type(method.upper(), (_Registered,), {"name": method, "clp_plugin_method": method, "catalogue": catalogue})
 

@@ -20,7 +20,7 @@ def register(catalogue: Catalogue | None = None) -> list[str]:
     options behind its name, such as ``--clp_u``.
 
     Args:
-        catalogue: Where the methods come from; the usual one if None.
+        catalogue: Catalogue that holds the methods; the usual one if None.
 
     Returns:
         Their names. Calling it again changes nothing.
@@ -50,9 +50,9 @@ def run_script(script: Path, arguments: Sequence[str], *, catalogue: Catalogue |
     """Run one of TrojanZoo's scripts, unmodified, in this process, with the methods of this plugin registered.
 
     Args:
-        script: Such as ``examples/backdoor_defense.py`` of its repository.
+        script: A script of its users, such as ``examples/backdoor_defense.py`` of its repository.
         arguments: The script's own.
-        catalogue: Where the methods come from; the usual one if None.
+        catalogue: Catalogue that holds the methods; the usual one if None.
 
     Raises:
         ConfigError: If the script is missing, or TrojanZoo cannot be imported.
