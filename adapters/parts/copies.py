@@ -49,8 +49,9 @@ def copied(place: Path, description: Description, images: LabelledImages) -> Des
 def _trigger(place: Path, description: Description, images: LabelledImages, used: Ints) -> TriggerParts:
     trigger = description.trigger
     if trigger.kind != "triggered":
+        # Not "trigger": of that name is the figure that shows the images with the trigger on.
         mask = None if trigger.mask is None else _copy(place, "trigger_mask", trigger.mask)
-        return replace(trigger, picture=_copy(place, "trigger", trigger.picture), mask=mask)
+        return replace(trigger, picture=_copy(place, "trigger_picture", trigger.picture), mask=mask)
     ready, _ = pair(images, trigger.picture.below(place), description.input_shape)
     position_of = {int(image): position for position, image in enumerate(used)}
     own = np.asarray([i for i, image in enumerate(ready.clean_index) if int(image) in position_of], dtype=np.int64)
