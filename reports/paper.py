@@ -216,7 +216,9 @@ def _runs(frame: pd.DataFrame, by: Row) -> pd.DataFrame:
     runs = per_record(frame)
     if not len(runs):
         raise ConfigError("a table needs at least one outcome with metrics, found none; run some methods first")
-    return runs.assign(**{by: attacked_names(runs) if by == "record" else runs[by].fillna("unknown")})
+    if by == "record":
+        return runs.assign(record=attacked_names(runs))
+    return runs.assign(**{by: runs[by].astype(object).where(runs[by].notna(), "unknown")})
 
 
 def _bold_best(values: pd.Series[float], *, largest: bool) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,7 @@ def choose(folders: Sequence[Path], where: Sequence[str]) -> Chosen:
     """
     for folder in folders:
         clear_dead(folder)
-    outcomes = latest_runs(outcome for folder in folders for outcome in load_outcomes(folder))
+    outcomes = latest_runs(_one_name_a_record(outcome for folder in folders for outcome in load_outcomes(folder)))
     if not outcomes:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: expected outcomes below, found none; run `bench defend` on some records first"
@@ -56,6 +57,19 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {str(key): value for key, value in row.items()} for row in whole.where(whole.notna(), None).to_dict("records")
     ]
+
+
+def _one_name_a_record(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The same outcomes; of several spellings of one record's folder, such as relative and absolute, all have the first."""
+    known: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for outcome in outcomes:
+        path = outcome.provenance.get("path")
+        if path and path not in known:
+            known[path] = first.setdefault(os.path.realpath(path), path)
+        if path and known[path] != path:
+            outcome = outcome.model_copy(update={"provenance": {**outcome.provenance, "path": known[path]}})
+        yield outcome
 
 
 def _selected(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:

@@ -97,6 +97,14 @@ def test_one_outcome_below_two_folders_counts_once(runs: Path) -> None:
     assert len(bench("leaderboard", "show", runs, runs / "wanet-seed0", "--json").json["cells"]) == 6
 
 
+def test_a_record_that_is_spelled_in_two_ways_is_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    facts = {"attack": "wanet", "dataset": "d", "architecture": "a", "sha256": "wanet-seed0", "path": "wanet-seed0"}
+    store(runs, "wanet-seed0", "ep", 0.1, provenance=facts)
+    told = bench("leaderboard", "show", runs, "--json").json
+    assert {cell["record"] for cell in told["cells"] if cell["attack"] == "wanet"} == {str(runs / "wanet-seed0")}
+
+
 def test_outcomes_are_chosen_by_their_columns(runs: Path) -> None:
     told = bench("leaderboard", "show", runs, "--where", "attack=wanet", "--where", "method=clp", "--json").json
     assert [(cell["attack"], cell["method"]) for cell in told["cells"]] == [("wanet", "clp")]
