@@ -115,7 +115,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, tmp_path: Path) -> Iterator[Page]:
     """The page in a browser without a network; no console message, no error and no request may come of it."""
     file = tmp_path / "page.html"
-    file.write_text(page_html(OUTCOMES, [STUDY]), encoding="utf-8")
+    file.write_text(page_html(OUTCOMES, [RecordStudy("runs/first", images=IMAGES), STUDY]), encoding="utf-8")
     context = browser.new_context(offline=True, color_scheme="dark", viewport={"width": 360, "height": 800})
     page = context.new_page()
     told: list[str] = []
@@ -155,6 +155,7 @@ def test_a_link_opens_its_record(opened: Page) -> None:
     opened.wait_for_function("document.getElementById('record').value === 'first'")
     assert "bench correlate" in opened.inner_text("#facts")
     assert opened.is_hidden("#evidence")
+    assert opened.is_visible("#images img")
 
 
 def test_a_method_opens_its_runs(opened: Page) -> None:

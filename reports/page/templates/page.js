@@ -59,6 +59,10 @@ function showImages(study) {
   place("images").replaceChildren(...figures);
 }
 
+function hasEvidence(study) {
+  return Boolean(study) && study.layers.length + study.sweep.length > 0;
+}
+
 function showRecord(name) {
   place("record").value = name;
   const own = DATA.cells.filter((row) => row[column.record] === name);
@@ -67,13 +71,13 @@ function showRecord(name) {
     ? `${first[column.attack]} on ${first[column.dataset]}, ${first[column.architecture]}: ACC ${shown("acc", first[column.before_acc])} %, ASR ${shown("asr", first[column.before_asr])} % before any repair; ${own.length} runs.`
     : "";
   const study = DATA.records[name];
-  place("evidence").hidden = !study || !(study.layers.length || study.sweep.length);
+  place("evidence").hidden = !hasEvidence(study);
   place("images").hidden = !study;
-  if (!study) {
+  if (study) showImages(study);
+  if (!hasEvidence(study)) {
     place("facts").textContent += " Nothing more is stored: run bench correlate and bench sweep on it first.";
     return;
   }
-  showImages(study);
   const outlying = study.layers.flatMap((layer) => layer.z.map((z, channel) => [layer.name, channel, layer.sigma[channel], z, layer.tac[channel], ((study.pruned[layer.name] || {})[channel] || []).join(", ")]));
   outlying.sort((one, other) => other[3] - one[3]);
   sortableTable(place("channels"), ["layer", "channel", "sigma", "z", "TAC", "pruned by"], outlying.slice(0, 50), "Channels farthest above their layer's mean");
@@ -97,7 +101,7 @@ function drawAll() {
   drawCosts();
   drawEffectiveness();
   const study = DATA.records[place("record").value];
-  if (study) readThreshold(study);
+  if (hasEvidence(study)) readThreshold(study);
 }
 
 function start() {
@@ -107,7 +111,7 @@ function start() {
   place("record").append(...names.map((name) => element("option", name, { value: name })));
   place("record").addEventListener("change", (event) => goTo("record", event.target.value));
   addEventListener("hashchange", followLink);
-  if (names.length) showRecord(names.find((name) => DATA.records[name]) || names[0]);
+  if (names.length) showRecord(names.find((name) => hasEvidence(DATA.records[name])) || names[0]);
   drawAll();
   followLink();
 }
