@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from clp_plugin.errors import ConfigError
+
 from .labels import method_labels
 from .latex import latex_rows
 from .ranking import REMOVED, Metric, compare_methods, leaderboard
@@ -30,7 +32,12 @@ def board_groups(frame: pd.DataFrame, by: str | None) -> dict[str | None, pd.Dat
     Args:
         frame: The outcomes, as :func:`clp_plugin.store.frame.outcomes_frame` gives them.
         by: A column of it; None for all outcomes together, under the name None.
+
+    Raises:
+        ConfigError: If no outcome has metrics.
     """
+    if not frame["after_acc"].notna().any():
+        raise ConfigError("a leaderboard needs at least one outcome with metrics, found none; run some methods first")
     if by is None:
         return {None: frame}
     groups = frame.groupby(frame[by].astype(object).where(frame[by].notna(), "unknown"), sort=False)

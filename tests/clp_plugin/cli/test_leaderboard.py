@@ -87,6 +87,13 @@ def test_groups_are_ranked_apart(runs: Path) -> None:
     assert len(told["methods"]) == 2
 
 
+@pytest.mark.parametrize("form", [[], ["--csv"], ["--markdown"], ["--latex"], ["--json"]])
+@pytest.mark.parametrize("by", [[], ["--by", "attack"]])
+def test_failures_alone_are_no_leaderboard(tmp_path: Path, form: list[str], by: list[str]) -> None:
+    store(tmp_path, "badnets-seed0", "clp", 0.1, status="failed", error="no", after=None, der=None)
+    assert "at least one outcome with metrics" in refused("leaderboard", "show", tmp_path, *form, *by)
+
+
 def test_without_a_folder_it_is_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.rename(runs.with_name("runs"))
     monkeypatch.chdir(runs.parent)
