@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,7 +58,19 @@ def kill(work: Callable[[], object], at: int) -> bool:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """The id of a child process that does ``work`` and ends with 0, or with 1 if it raises."""
+    """The id of a child process that does ``work`` and ends with 0, or with 1 if it raises.
+
+    It is forked from a new thread, which becomes the child's only one: the child of a thread that has computed with
+    others by OpenMP waits for them forever.
+    """
+    children: list[int] = []
+    thread = threading.Thread(target=lambda: children.append(_fork(work)))
+    thread.start()
+    thread.join()
+    return children[0]
+
+
+def _fork(work: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
