@@ -18,9 +18,10 @@ A checkpoint goes through one room a step, and never back:
 6. ``evaluation`` measures the model before and after (``evaluate``).
 7. ``store`` keeps what was measured, one JSON file an outcome; ``reports`` draws from it.
 
-Beside them, ``evidence`` measures what explains a repair and chooses nothing (``trigger_activated_change``, ``correlate``), and
-``defenses`` holds CLP and its rivals, which ``bench`` runs under the rules of the numbers and ``cli`` puts on the command line.
-``networks`` and ``files`` know networks and files as people have them, and ``adapters`` one toolbox each.
+Beside them, ``evidence`` measures what explains a repair and chooses nothing (``trigger_activated_change``, ``correlate``),
+``surrogate`` looks for a trigger with no data and chooses a threshold by it (``choose_u``), and ``defenses`` holds CLP and its
+rivals, which ``bench`` runs under the rules of the numbers and ``cli`` puts on the command line. ``networks`` and ``files``
+know networks and files as people have them, and ``adapters`` one toolbox each.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from clp_plugin.records.parts import record_from as record_from
     from clp_plugin.scoring.lipschitz import score as score
     from clp_plugin.selection.outliers import select as select
+    from clp_plugin.surrogate.choosing import choose_u as choose_u
     from clp_plugin.types import Mask as Mask
     from clp_plugin.types import Record as Record
     from clp_plugin.types import Scores as Scores
@@ -60,6 +62,7 @@ _HOME_OF = {
     "Record": "types",
     "Scores": "types",
     "apply_mask": "masking.apply",
+    "choose_u": "surrogate.choosing",
     "correlate": "evidence.correlation",
     "evaluate": "evaluation.metrics",
     "fuse": "fusion.layers",

@@ -41,7 +41,7 @@ FLOORS = (
     {"config", "images", "registry", "networks"},
     {"records", "fusion", "selection"},
     {"scoring", "masking", "store"},
-    {"evaluation", "evidence"},
+    {"evaluation", "evidence", "surrogate"},
     {"defenses"},
     {"bench"},
     {"cli"},

@@ -1,0 +1,70 @@
+"""How far to prune: the mask that takes most from the surrogate triggers for the least of what the network says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clp_plugin.masking.apply import apply_mask
+from clp_plugin.surrogate.pixels import PixelNetwork
+from clp_plugin.surrogate.trigger import Surrogate
+from clp_plugin.types import Mask, Progress
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate mask and what it does on synthetic images.
+
+    Attributes:
+        pruned: Number of channels that it prunes.
+        success: The largest success that is left to a surrogate.
+        agreement: Share of the images that keep the class that the network gave them.
+        u: The threshold that it comes from, where it comes from one.
+    """
+
+    pruned: int
+    success: float
+    agreement: float
+    u: float | None = None
+
+
+def try_masks(
+    network: PixelNetwork,
+    masks: Sequence[Mask],
+    surrogates: Sequence[Surrogate],
+    held_out: Tensor,
+    like_training: Tensor,
+    *,
+    progress: Progress | None = None,
+) -> list[Tried]:
+    """Measure each mask; the network is as before afterwards.
+
+    Args:
+        network: The network behind its normalization.
+        masks: The candidates.
+        surrogates: The triggers, at least one.
+        held_out: Images that success is measured on.
+        like_training: Images that agreement is measured on.
+        progress: Called with the masks done and the masks in all.
+    """
+    own, kept = network.classes(held_out), network.classes(like_training)
+    found = []
+    for done, mask in enumerate(masks, start=1):
+        with apply_mask(network.network, mask):
+            success = max(one.success_on(network, held_out, own) for one in surrogates)
+            same = (network.classes(like_training) == kept).double()
+        found.append(Tried(len(mask), success, float(torch.mean(same))))
+        if progress is not None:
+            progress(done, len(masks))
+    return found
+
+
+def best_stop(tried: Sequence[Tried]) -> int:
+    """Position of the candidate with the largest fall of success minus fall of agreement; of equal ones the smallest mask.
+
+    Both falls count from the candidate that prunes nothing, so that only success + disagreement matters.
+    """
+    return min(range(len(tried)), key=lambda i: (round(tried[i].success - tried[i].agreement, 9), tried[i].pruned))
