@@ -99,7 +99,8 @@ def _descend(network: PixelNetwork, images: Tensor, wanted: Tensor, norm: float)
 
 
 def _norms(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.flatten(1), dim=1).reshape(-1, 1, 1, 1)
+    lengths: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return lengths.reshape(-1, 1, 1, 1)
 
 
 def _unit(values: Tensor) -> Tensor:
