@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from clp_plugin.masking.apply import apply_mask
@@ -55,11 +54,16 @@ def try_masks(
     for done, mask in enumerate(masks, start=1):
         with apply_mask(network.network, mask):
             success = max(one.success_on(network, held_out, own) for one in surrogates)
-            same = (network.classes(like_training) == kept).double()
-        found.append(Tried(len(mask), success, float(torch.mean(same))))
+            same = agreement(network, like_training, kept)
+        found.append(Tried(len(mask), success, same))
         if progress is not None:
             progress(done, len(masks))
     return found
+
+
+def agreement(network: PixelNetwork, images: Tensor, before: Tensor) -> float:
+    """Share of images ``(B, C, H, W)`` that a network gives the class ``(B,)`` that they had before."""
+    return float((network.classes(images) == before).double().mean())
 
 
 def best_stop(tried: Sequence[Tried]) -> int:

@@ -14,7 +14,7 @@ from clp_plugin.bench.run import make_defense
 from clp_plugin.errors import RegistryError
 from clp_plugin.registry import Catalogue, load_catalogue, packaged_registry
 
-OURS = ["clp", "ft", "fp", "nad", "anp", "rnp", "bnp", "ep", "dhbe"]
+OURS = ["clp", "ft", "fp", "nad", "anp", "rnp", "bnp", "ep", "dhbe", "surrogate_pruning"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,8 @@ def test_packaged_registry_is_the_checkouts_or_the_wheels() -> None:
 def test_unknown_names_answer_with_the_known_ones() -> None:
     catalogue = load_catalogue()
     with pytest.raises(
-        RegistryError, match=r"unknown defense 'clq'; known: anp, bnp, clp, dhbe, ep, fp, ft, nad, rnp$"
+        RegistryError,
+        match=r"unknown defense 'clq'; known: anp, bnp, clp, dhbe, ep, fp, ft, nad, rnp, surrogate_pruning$",
     ):
         catalogue.entry("defenses", "clq")
     with pytest.raises(
