@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from clp_plugin.errors import CheckpointError, RecordError
 from clp_plugin.files.reading import read_text
+from clp_plugin.files.tables import read_csv_text
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 
 from .attack_result import read_count, read_state_dict
@@ -79,14 +79,11 @@ def read_reported(folder: Path, method: str) -> dict[str, float]:
         folder: The defense's folder.
         method: A key of ``DEFENSES``; of an unknown one nothing is read.
     """
-    import pandas as pd
-
     defense = DEFENSES.get(method)
     if defense is None or not (folder / defense.summary).is_file():
         return {}
     try:
-        text = io.StringIO(read_text(folder / defense.summary, raises=RecordError))
-        frame = pd.read_csv(text, index_col=0, float_precision="round_trip")
+        frame = read_csv_text(read_text(folder / defense.summary, raises=RecordError), index_col=0)
     except (RecordError, ValueError):  # a script that was killed leaves tables without a row, or without a column
         return {}
     if frame.empty:

@@ -1,4 +1,4 @@
-"""A method of this plugin as a defense class of TrojanZoo; imported only where TrojanZoo is."""
+"""A method of this plugin as a defense class of TrojanZoo."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trojanvision.defenses import BackdoorDefense
-from trojanvision.environ import env
-
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense
 from clp_plugin.cli.console import progress_bar, say
 from clp_plugin.cli.option_values import parse_options
@@ -18,19 +15,31 @@ from clp_plugin.cli.showing import show_defense
 from clp_plugin.registry import Catalogue
 from clp_plugin.store.outcomes import save_outcome
 
+from .importing import trojanvision
 from .live import live_record
 
 
-class _Registered(BackdoorDefense):  # type: ignore[misc]
-    """Repairs the attacked model in place, stores it as TrojanZoo stores models, and says what came of it."""
+class _Registered:
+    """Repairs the attacked model in place, stores it as TrojanZoo stores models, and says what came of it.
+
+    TrojanZoo's own class for defenses comes second in what :func:`defense_class` makes, so that this module can be imported
+    where TrojanZoo cannot.
+    """
 
     clp_plugin_method: ClassVar[str]
     catalogue: ClassVar[Catalogue]
+    toolbox_class: ClassVar[Any]
+    # TrojanZoo's class sets these.
+    attack: Any
+    dataset: Any
+    model: Any
+    folder_path: str
+    param_list: dict[str, list[str]]
 
     @classmethod
     def add_argument(cls, group: Any) -> Any:
         """The method's options, behind its name, as all of TrojanZoo's options share one parser."""
-        super().add_argument(group)
+        cls.toolbox_class.add_argument(group)
         for option, default in _options(cls.catalogue, cls.clp_plugin_method).items():
             told = "the usual one for the data set" if default is MISSING else default
             group.add_argument(f"--{cls.clp_plugin_method}_{option}", metavar="VALUE", help=f"(default: {told})")
@@ -40,7 +49,7 @@ class _Registered(BackdoorDefense):  # type: ignore[misc]
     def __init__(self, **given: Any) -> None:
         prefix = f"{self.clp_plugin_method}_"
         own = {name: value for name, value in given.items() if name.startswith(prefix)}
-        super().__init__(**{name: value for name, value in given.items() if name not in own})
+        self.toolbox_class.__init__(self, **{name: value for name, value in given.items() if name not in own})
         self.scale = own.pop(f"{prefix}scale", None) or "paper"
         typed = {name.removeprefix(prefix): value for name, value in own.items() if value is not None}
         words = [f"{name}={value}" for name, value in typed.items() if isinstance(value, str)]
@@ -49,10 +58,10 @@ class _Registered(BackdoorDefense):  # type: ignore[misc]
 
     def detect(self, **trainer: Any) -> None:
         """Repair and measure; ``trainer`` is what its scripts hand to every defense, and is not used."""
-        super().detect()
+        self.toolbox_class.detect(self)
         run = self._run()
         self.model._model.load_state_dict(run.repaired.model.state_dict())
-        stem = Path(self.folder_path) / self.get_filename()
+        stem = Path(self.folder_path) / self.toolbox_class.get_filename(self)
         self.model.save(f"{stem}.pth")
         outcome = run.outcome.model_copy(update={"weights": f"{stem.name}.pth"})
         save_outcome(outcome, stem.with_name(f"{stem.name}.json"))
@@ -62,6 +71,7 @@ class _Registered(BackdoorDefense):  # type: ignore[misc]
         self.attack.validate_fn(threshold=float("inf"))
 
     def _run(self) -> DefenseRun:
+        env = trojanvision().environ.env
         seed = int(env["seed"])
         record = live_record(self.attack, self.model, self.dataset, seed=seed)
         defense, options = make_defense(
@@ -80,14 +90,16 @@ class _Registered(BackdoorDefense):  # type: ignore[misc]
             return run_defense(planned, progress=report)
 
 
-def defense_class(method: str, catalogue: Catalogue) -> type[BackdoorDefense]:
+def defense_class(method: str, catalogue: Catalogue) -> type[Any]:
     """The class that TrojanZoo's registry holds for a method of ours.
 
     Args:
         method: Name of the method in the catalogue.
         catalogue: Catalogue that holds it.
     """
-    return type(method.upper(), (_Registered,), {"name": method, "clp_plugin_method": method, "catalogue": catalogue})
+    toolbox_class = trojanvision().defenses.BackdoorDefense
+    facts = {"name": method, "clp_plugin_method": method, "catalogue": catalogue, "toolbox_class": toolbox_class}
+    return type(method.upper(), (_Registered, toolbox_class), facts)
 
 
 def _options(catalogue: Catalogue, method: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def register(catalogue: Catalogue | None = None) -> list[str]:
         ConfigError: If TrojanZoo is not installed or cannot be imported, or has a defense of that name itself.
     """
     package = trojanvision()
-    from .plugin_script import defense_class  # its base class is TrojanZoo's
+    from .plugin_script import defense_class  # torch: not needed to refuse a mistake
 
     catalogue = catalogue if catalogue is not None else load_catalogue()
     registered = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.reading import read_text
+from clp_plugin.files.tables import read_csv_text
 from clp_plugin.store.layout import ANALYSIS
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ def sweep_table(record: Path) -> pd.DataFrame | None:
 
 
 def _latest(record: Path, pattern: str) -> pd.DataFrame | None:
-    import pandas as pd
-
     files = sorted((record / ANALYSIS).glob(pattern), key=lambda file: file.stat().st_mtime)
     if not files:
         return None
     try:
-        return pd.read_csv(io.StringIO(read_text(files[-1], raises=ConfigError)), float_precision="round_trip")
+        return read_csv_text(read_text(files[-1], raises=ConfigError))
     except ValueError as error:
         raise ConfigError(f"{files[-1]} is not a table: {error}; make it again") from error

@@ -130,9 +130,9 @@ def find_surrogates(
     held_out = torch.cat([images[cut:] for (images, _), cut in zip(parts, cuts, strict=True)])
     fit = fit[torch.randperm(len(fit), generator=torch.Generator().manual_seed(seed)).to(fit.device)]
     classes, searched = _searched(network, fit)
-    pattern = search_pattern(network, fit, held_out, searched)
+    pattern, patterns = search_pattern(network, fit, held_out, searched)
     tick()
-    patch = search_patch(network, fit, held_out, searched, success=gate.success)
+    patch = search_patch(network, fit, held_out, searched, patterns=patterns, success=gate.success)
     tick()
     return Found(patch, pattern, fit, held_out, like_training, classes, searched)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from clp_plugin.surrogate.trigger import Surrogate
 
 SIZES = (3, 4, 5)
 _WINDOW = 5  # side of the windows that the first search looks at
-_WINDOWS = 4  # a class
+_WINDOWS = 2  # a class, of each of the two ways to choose them
 _STEP, _MOMENTUM = 0.15, 0.8
 _BATCH = 512
 
@@ -26,27 +26,36 @@ def search_patch(
     held_out: Tensor,
     classes: Sequence[int],
     *,
+    patterns: Mapping[int, Tensor],
     sizes: Sequence[int] = SIZES,
     success: float = 0.8,
 ) -> Surrogate:
     """The smallest patch that sends images to the easiest class.
 
-    The first search puts a 5x5 patch at the four windows a class where replacing pixels gains most to first order; the ten
-    classes that are reached best are searched on, and the one of the lowest cross-entropy on held-out images is the target.
+    The first search puts a 5x5 patch at four windows a class: two where replacing pixels gains most to first order, and two
+    where the class's added pattern has most energy. The ten classes that are reached best are searched on, and the one of
+    the lowest cross-entropy on held-out images is the target.
 
     Args:
         network: The network behind its normalization.
         fit: Images that patches are fitted on, ``(B, C, H, W)``, pixels in [0, 1].
         held_out: Images that success is measured on.
         classes: The classes to search.
+        patterns: The added pattern of each class, ``(C, H, W)``, as :func:`.pattern.search_pattern` finds them.
         sizes: Sides to try for the target, smallest first.
         success: The success at which a size is large enough; without it the most successful patch is returned.
-
-    Source:
-        Ours. Deviation from what was first tried: no window is taken from the added pattern's search.
     """
     side = min(_WINDOW, *fit.shape[2:])
-    starts = [(c, place) for c in classes for place in best_windows(network, fit[:6], c, side, count=_WINDOWS)]
+    starts = [
+        (c, place)
+        for c in classes
+        for place in dict.fromkeys(
+            [
+                *windows(first_order_gain(network, fit[:6], c), side, count=_WINDOWS),
+                *windows(patterns[c].square().sum(0), side, count=_WINDOWS),
+            ]
+        )
+    ]
     patches = fit_patches(network, fit[:3], starts, side, steps=8)
     reached = _reached(network, held_out, starts, patches)
     order = sorted(range(len(starts)), key=reached.__getitem__)
@@ -103,17 +112,26 @@ def refine_patch(
     return found[-1] if found[-1].success >= success else max(found, key=lambda one: one.success)
 
 
-def best_windows(network: PixelNetwork, images: Tensor, target: int, side: int, *, count: int) -> list[Place]:
-    """Upper left corners of the windows where replacing pixels gains most for a class to first order.
+def first_order_gain(network: PixelNetwork, images: Tensor, target: int) -> Tensor:
+    """What replacing each pixel can gain for a class to first order, ``(H, W)``, mean over images.
 
-    A pixel of value x whose gradient of the margin is g can gain max(-g x, g (1 - x)). Windows do not overlap by more than
-    half.
+    A pixel of value x whose gradient of the margin is g can gain max(-g x, g (1 - x)).
     """
     pixels = images.clone().requires_grad_()
     wanted = torch.full((len(images),), target, device=images.device)
     (gradient,) = torch.autograd.grad(margin(network.logits(pixels), wanted).sum(), pixels)
-    gain = torch.maximum(-gradient * images, gradient * (1 - images)).sum(1).mean(0)
-    sums = F.avg_pool2d(gain[None, None], side, stride=1)[0, 0].cpu()
+    return torch.maximum(-gradient * images, gradient * (1 - images)).sum(1).mean(0)
+
+
+def windows(values: Tensor, side: int, *, count: int) -> list[Place]:
+    """Upper left corners of the square windows with the largest sums, which overlap by no more than half.
+
+    Args:
+        values: One number a pixel, ``(H, W)``.
+        side: Side of the windows.
+        count: Largest number of windows.
+    """
+    sums = F.avg_pool2d(values[None, None], side, stride=1)[0, 0].cpu()
     found: list[Place] = []
     while len(found) < count and bool(torch.isfinite(sums).any()):
         row, column = divmod(int(sums.argmax()), sums.shape[1])

@@ -24,8 +24,8 @@ def search_pattern(
     *,
     first_success: float = 0.6,
     success: float = 0.8,
-) -> Surrogate:
-    """The added pattern of the smallest norm that sends images to the easiest class.
+) -> tuple[Surrogate, dict[int, Tensor]]:
+    """The added pattern of the smallest norm that sends images to the easiest class, and the first pattern of each class.
 
     Args:
         network: The network behind its normalization.
@@ -46,7 +46,9 @@ def search_pattern(
         if max(one.success for one in found) >= first_success:
             break
     losses = {one.target: network.cross_entropy(one.attach(held_out[own != one.target]), one.target) for one in found}
-    return refine_pattern(network, fit, held_out, min(losses, key=losses.__getitem__), losses=losses, success=success)
+    target = min(losses, key=losses.__getitem__)
+    best = refine_pattern(network, fit, held_out, target, losses=losses, success=success)
+    return best, {one.target: one.values for one in found}
 
 
 def refine_pattern(

@@ -12,7 +12,7 @@ from clp_plugin.masking.apply import apply_mask
 from clp_plugin.selection.outliers import PRUNED_KINDS
 from clp_plugin.surrogate.finding import Found
 from clp_plugin.surrogate.order import gain_over_cost, prefix_masks, ranked
-from clp_plugin.surrogate.patch import best_windows, refine_patch
+from clp_plugin.surrogate.patch import first_order_gain, refine_patch, windows
 from clp_plugin.surrogate.pattern import refine_pattern
 from clp_plugin.surrogate.pixels import PixelNetwork
 from clp_plugin.surrogate.stopping import best_stop, try_masks
@@ -97,12 +97,12 @@ def _sought_again(network: PixelNetwork, found: Found, old: Surrogate) -> Surrog
     if old.place is None:
         return refine_pattern(network, found.fit, found.held_out, old.target, losses=old.losses, norms=[old.norm])
     side = min(old.size + 1, *found.fit.shape[2:])
-    windows = best_windows(network, found.fit[:6], old.target, side, count=_WINDOWS)
+    gainful = windows(first_order_gain(network, found.fit[:6], old.target), side, count=_WINDOWS)
     near = [min(start, length - side) for start, length in zip(old.place, found.fit.shape[2:], strict=True)]
     offsets = torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2).tolist()
     limits = [length - side for length in found.fit.shape[2:]]
     around = {tuple(min(max(0, a + b), top) for a, b, top in zip(near, o, limits, strict=True)) for o in offsets}
-    places = sorted({(row, column) for row, column in (*around, *windows)})
+    places = sorted({(row, column) for row, column in (*around, *gainful)})
     return refine_patch(
         network, found.fit, found.held_out, old.target, places=places, side=side, sizes=[side], losses=old.losses, reach=0
     )  # fmt: skip

@@ -53,7 +53,13 @@ def test_command_and_python_versions_are_those_promised() -> None:
 
 
 def test_every_import_of_ours_is_a_declared_dependency() -> None:
-    distribution = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "torch_pruning": "torch-pruning"}
+    distribution = {
+        "PIL": "pillow",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+        "torch_pruning": "torch-pruning",
+        "trojanvision": "trojanzoo",
+    }
     declared = {
         re.split(r"[<>=\[ ]", item)[0].lower() for item in re.findall(r'"([\w.-]+[^"]*)"', pyproject("project"))
     }
