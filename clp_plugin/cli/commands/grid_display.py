@@ -25,6 +25,7 @@ class Display:
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._counted: set[tuple[str, str]] = set()
         self.done = self.kept = 0
         self.failed: list[tuple[str, str]] = []  # cells, each with its error
         self.lost: dict[str, str] = {}  # record to what kept it from being made, opened or finished
@@ -32,26 +33,28 @@ class Display:
     def __call__(self, event: Event) -> None:
         """Take note of what an executor tells."""
         if isinstance(event, Ended) and event.kept:
-            self.keep(event.label, event.outcome)
+            self.keep(event)
         elif isinstance(event, Ended):
             self.done += 1
-            self._note(event.label, event.outcome)
+            self._note(event)
             self._line(event.label, event.outcome)
         elif isinstance(event, Closed) and event.error:
             self.lost[event.record] = event.error
 
-    def keep(self, label: str, outcome: Outcome) -> None:
-        """Take note of a cell that was there already."""
-        self.kept += 1
-        self._note(label, outcome)
+    def keep(self, event: Ended) -> None:
+        """Take note of a cell that was there already; a worker that follows a dead one meets those of its own grid."""
+        if (event.record, event.label) not in self._counted:
+            self.kept += 1
+            self._note(event)
 
     def counts(self) -> dict[str, int]:
         """How many cells there are, were run now, were there already and failed."""
         return {"cells": self.done + self.kept, "ran": self.done, "kept": self.kept, "failed": len(self.failed)}
 
-    def _note(self, label: str, outcome: Outcome) -> None:
-        if outcome.error is not None:
-            self.failed.append((label, outcome.error))
+    def _note(self, event: Ended) -> None:
+        self._counted.add((event.record, event.label))
+        if event.outcome.error is not None:
+            self.failed.append((event.label, event.outcome.error))
 
 
 @contextlib.contextmanager
@@ -99,8 +102,8 @@ class _Bars(Display):
             self._bars.remove_task(self._records.pop(event.record))
         self._bars.update(self._whole, completed=self.done + self.kept, description=self._told())
 
-    def keep(self, label: str, outcome: Outcome) -> None:
-        super().keep(label, outcome)
+    def keep(self, event: Ended) -> None:
+        super().keep(event)
         self._bars.update(self._whole, completed=self.done + self.kept, description=self._told())
 
     def _told(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
+from clp_plugin.bench.grid.events import Ended
 from clp_plugin.bench.grid.executor import Executor
 from clp_plugin.bench.grid.here import ThisProcess
 from clp_plugin.bench.grid.local import LocalProcesses, cores
@@ -153,7 +154,7 @@ def _is_due(cells: list[Planned] | None, settings: GridSettings, shown: Display)
         return True
     for each in cells:
         if each.earlier is not None:
-            shown.keep(each.cell.label, each.earlier)
+            shown.keep(Ended(str(each.cell.record), each.cell.label, each.earlier, kept=True))
     return False
 
 

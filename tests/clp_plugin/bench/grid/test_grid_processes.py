@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,10 +93,14 @@ def test_a_cell_that_kills_its_worker_is_a_failure_and_the_rest_of_the_record_is
 ) -> None:
     mine = own_defense(tmp_path / "own", "os.kill(os.getpid(), signal.SIGKILL)")
     found = bench(
-        "leaderboard", "run", "--out", tmp_path / "out", "--record", records / "badnets-1", *mine, "--method", "clp",
-        "--device", "cpu", "--workers", 1,
+        "leaderboard", "run", "--out", tmp_path / "out", "--record", records / "badnets-1", "--method", "bnp", *mine,
+        "--method", "clp", "--device", "cpu", "--workers", 1, "--json",
     )  # fmt: skip
     assert found.code == 3
+    counted = json.loads(found.out.splitlines()[-1])
+    assert {name: counted[name] for name in ("cells", "ran", "kept", "failed")} == {
+        "cells": 3, "ran": 3, "kept": 0, "failed": 1,  # the worker that follows a dead one meets bnp again
+    }  # fmt: skip
     by_method = {outcome.method: outcome for outcome in outcomes(tmp_path / "out")}
     assert by_method["clp"].status == "ok"
     assert by_method["mine"].error == "its worker died 2 times, killed by signal 9 (SIGKILL); is there enough memory?"
