@@ -41,10 +41,10 @@ from clp_plugin.adapters.builtin.record_files import _load_arrays, read_descript
 from clp_plugin.adapters.image_sets.cifar_batches import TEST_FILES, read_batches
 from clp_plugin.adapters.image_sets.gtsrb import _read_table
 from clp_plugin.adapters.image_sets.image_files import FORMATS, decode
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.config import CONFIG_VARIABLE, load_settings
 from clp_plugin.errors import ClpError
 from clp_plugin.files.checkpoints import load_checkpoint
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.files.reading import read_text
 from clp_plugin.files.torch_files import read_pickle_checkpoint
 from clp_plugin.masking.apply import load_mask

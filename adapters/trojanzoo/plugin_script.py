@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense
 from clp_plugin.cli.console import progress_bar, say
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.showing import show_defense
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.registry import Catalogue
 from clp_plugin.store.outcomes import save_outcome
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.options import (
     MAX_SEED,
     Arch,
@@ -41,6 +40,7 @@ from clp_plugin.cli.options import (
     Trust,
     U,
 )
+from clp_plugin.files.option_values import parse_options
 
 
 @dataclass(frozen=True)

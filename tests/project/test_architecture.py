@@ -52,7 +52,7 @@ LIGHT = {
     "cli.leaderboard",
     "cli.options",
     "cli.requests",
-    "cli.option_values",
+    "files.option_values",
     "cli.toolbox",
     "cli.console",
     "config",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.files.reading import parse_yaml
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.registry import Catalogue
 
 OWN = "clp_plugin"
@@ -65,21 +65,9 @@ def parse_method(text: str, catalogue: Catalogue) -> Method:
             f"--method: expected [TOOLBOX:]NAME[:OPTION=VALUE]... such as clp, clp:u=2 or backdoorbench:anp, found {text!r}"
         )
     *toolbox, name = words
+    parsed = parse_options(options, flag=f"--method {text}")
     if toolbox:
         catalogue.entry("toolboxes", toolbox[0])
-        return Method(name, toolbox[0], _options(options, text))
+        return Method(name, toolbox[0], parsed)
     catalogue.entry("defenses", name)
-    return Method(name, options=_options(options, text))
-
-
-def _options(given: Sequence[str], text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in given:
-        name, _, value = part.partition("=")
-        if not name or name in options:
-            raise ConfigError(f"--method {text}: expected each option once, as NAME=VALUE, found {part!r}")
-        try:
-            options[name] = parse_yaml(value) if value else ""
-        except ValueError as error:
-            raise ConfigError(f"--method {text}: cannot read the value of {name}: {error}") from error
-    return options
+    return Method(name, options=parsed)

@@ -176,13 +176,8 @@ def foreseen(task: Task, settings: GridSettings, catalogue: Catalogue) -> list[P
     cells = cells_of(
         task, content, settings, catalogue, dataset=str(known["dataset"]), toolbox=str(known["toolbox"])
     )  # fmt: skip
-    return [as_it_stands(cell, settings) for cell in cells]
-
-
-def as_it_stands(cell: Cell, settings: GridSettings) -> Planned:
-    """A cell with what is stored of it."""
-    earlier = settings.store.stored(cell.key)
-    return Planned(cell, earlier, is_due(earlier, settings.again))
+    stored = [(cell, settings.store.stored(cell.key)) for cell in cells]
+    return [Planned(cell, earlier, is_due(earlier, settings.again)) for cell, earlier in stored]
 
 
 def shard(tasks: Sequence[Task], text: str | None) -> list[Task]:

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from clp_plugin.bench.grid.events import Closed, Ended, Progressed, Started, Told
 from clp_plugin.bench.grid.plan import AttackFirst, Cell, GridSettings, Task, cells_of
@@ -76,9 +75,9 @@ class _Attacked:
 def _record(task: Task, settings: GridSettings, catalogue: Catalogue, told: Told) -> Iterator[_Attacked]:
     if task.attack is not None:
         told(Started(str(task.record), "attacking"))
-        with made_record(
-            task.attack, task.record, settings, catalogue, progress=_progress(str(task.record), told)
-        ) as path:
+        method, bench, request = attack_request(task.attack, settings, catalogue)
+        request = replace(request, progress=_progress(str(task.record), told))
+        with bench.attacked(str(task.record), method, request) as path:
             adapter = load_adapter(catalogue, BENCH)
             record = adapter.open(path)
     else:
@@ -86,16 +85,6 @@ def _record(task: Task, settings: GridSettings, catalogue: Catalogue, told: Told
         adapter = find_adapter(task.record, toolbox=task.toolbox, catalogue=catalogue)
         record = adapter.open(task.record, trust=settings.trust)
     yield _Attacked(record, adapter, told)
-
-
-@contextlib.contextmanager
-def made_record(
-    attack: AttackFirst, place: Path, settings: GridSettings, catalogue: Catalogue, *, progress: Progress | None = None
-) -> Iterator[Path]:
-    """The record of an attack, which counts as unfinished until the block ends well; one that is there is used."""
-    method, bench, request = attack_request(attack, settings, catalogue)
-    with bench.attacked(str(place), method, replace(request, progress=progress)) as path:
-        yield path
 
 
 def attack_request(

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from clp_plugin.cli.console import emit_json, percent, progress_bar, say
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.requests import AttackRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.evaluation.metrics import evaluate
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunsAttacks, require
 from clp_plugin.records.exchange import RunRequest

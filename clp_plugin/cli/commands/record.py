@@ -10,12 +10,12 @@ from clp_plugin.adapters.parts.making import PartsRequest, make_record
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take
 from clp_plugin.cli.commands.scan import parse_shape
 from clp_plugin.cli.console import emit_json, percent, say
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.requests import RecordRequest
 from clp_plugin.cli.showing import show_metrics
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.files.atomic import filled_folder
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.images import Pixels
 from clp_plugin.networks.devices import pick_device

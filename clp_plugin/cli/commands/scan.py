@@ -11,13 +11,13 @@ import numpy as np
 from torch import nn
 
 from clp_plugin.cli.console import emit_json, say, show_table
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.cli.requests import ScanRequest
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import CheckpointError, ConfigError, PairingError
 from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
 from clp_plugin.files.marks import weights_to_write
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.files.shards import find_index
 from clp_plugin.fusion.layers import fuse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.option_values import parse_options
 
 
 def test_values_are_read_as_numbers_truth_values_lists_and_text() -> None:

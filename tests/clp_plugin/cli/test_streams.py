@@ -13,8 +13,8 @@ import pytest
 from command_line import bench, refused
 
 from clp_plugin.cli.console import emit_json, guarded, say, show_table
-from clp_plugin.cli.option_values import parse_options
 from clp_plugin.errors import ConfigError
+from clp_plugin.files.option_values import parse_options
 from clp_plugin.reports.tables import to_csv, to_markdown
 
 BENCH = [sys.executable, "-m", "clp_plugin"]
