@@ -37,6 +37,7 @@ from .record_files import (
 )
 from .scene import Scene, preparation_seed
 from .settings import AttackSettings
+from .training.hooks import BatchHook
 from .training.train import Progress, train
 
 CHECKPOINT = "training.pt"
@@ -104,9 +105,7 @@ def _attack(
     clean, poisoned = clean_training_set(plan.dataset, plan.parts), plan.parts.poisoned
     scene = _scene(settings, plan, clean, device, progress)
     attack = plan.attack.prepare(scene)
-    hook = attack.hook(scene)
-    if hook is None and settings.trigger_after_augmentation:
-        hook = TriggerHook(attack, poisoned)
+    hook = _hook(attack, scene, settings)
     images = poisoned_training_set(clean, attack, plan.rule, poisoned, stamp=hook is None)
     train(
         model,
@@ -125,6 +124,15 @@ def _attack(
         record_images(plan.dataset, attack, plan.rule, plan.parts, sample=TRAINING_SAMPLE, seed=settings.seed),
         attack.arrays(),
     )
+
+
+def _hook(attack: Attack, scene: Scene, settings: AttackSettings) -> BatchHook | None:
+    if not len(scene.poisoned):
+        return None
+    hook = attack.hook(scene)
+    if hook is None and settings.trigger_after_augmentation:
+        return TriggerHook(attack, scene.poisoned)
+    return hook
 
 
 def _scene(

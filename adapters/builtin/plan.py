@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from clp_plugin.networks.devices import described
 from clp_plugin.networks.precision import resolve
 from clp_plugin.types import TargetRule
 
@@ -18,6 +19,7 @@ from .datasets import Dataset, load_dataset
 from .poisoning import Parts, split
 from .settings import AttackSettings
 
+CLEAN = "clean"  # the name of the attack that poisoned nothing
 _RECORDED_VERSIONS = ("clp-plugin", "torch", "numpy", "scikit-learn", "pillow")
 
 
@@ -41,7 +43,7 @@ class AttackPlan:
         """The fields of a record's description, but for the hash of its weights; with the attack as it was prepared."""
         dtype = resolve(settings.recipe.precision, torch.device(device))
         return {
-            "attack": settings.method,
+            "attack": settings.method if len(self.parts.poisoned) else CLEAN,
             "dataset": settings.dataset,
             "architecture": f"builtin:{settings.model}",
             "architecture_options": dict(settings.model_options),
@@ -58,7 +60,7 @@ class AttackPlan:
                 "images": len(self.parts.train),
                 "poisoned": len(self.parts.poisoned),
                 "benign": len(self.parts.benign),
-                "device": device,
+                "device": described(device),
                 "dtype": str(dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
             },
@@ -93,6 +95,11 @@ def plan_attack(settings: AttackSettings, attack_type: type[Attack] | None) -> A
         options=settings.attack_options,
         attack_type=attack_type,
     )
+    if settings.poison_rate == 0 and attack.needs_victim:
+        raise ConfigError(
+            f"{settings.method}: has no clean twin, as its trigger is trained on poisoned images together with the network; "
+            "give a poison rate above 0, or the twin of another attack"
+        )
     parts = split(dataset.train_labels, rule, settings, keeps_labels=attack.keeps_labels)
     return AttackPlan(dataset, rule, attack, parts)
 

@@ -63,7 +63,7 @@ def split(labels: Ints, rule: TargetRule, settings: AttackSettings, *, keeps_lab
         n_poisoned = min(n_poisoned, len(candidates))
     else:
         candidates = np.flatnonzero(rule.counted(labels[chosen]))
-    if not len(benign) or not n_poisoned:
+    if not len(benign) or not (n_poisoned or settings.poison_rate == 0):
         raise ConfigError(
             f"{len(labels)} training images are too few: benign share {settings.benign_share} makes {len(benign)}, "
             f"poison rate {settings.poison_rate} makes {n_poisoned}; expected at least one each"

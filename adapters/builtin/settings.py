@@ -28,7 +28,8 @@ class AttackSettings:
         model_options: Options of ``models.build``.
         attack_options: Options of the attack's ``create``.
         target: The target class, or None for all-to-all.
-        poison_rate: Share of the training part that is poisoned, in (0, 1).
+        poison_rate: Share of the training part that is poisoned, in [0, 1). 0 makes the attack's clean twin: the same
+            images, network, seeds and trigger, and nothing poisoned.
         train_share: Share of the training images that are trained on.
         benign_share: Share of them that becomes the benign budget; the rest stays unused.
         trigger_after_augmentation: Put the trigger on after crop and flip, always where it is at test time; otherwise
@@ -57,8 +58,10 @@ class AttackSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.poison_rate < 1:
-            raise ConfigError(f"poison rate: expected a share between 0 and 1 (0.1 is 10 %), found {self.poison_rate}")
+        if not 0 <= self.poison_rate < 1:
+            raise ConfigError(
+                f"poison rate: expected a share from 0 (a clean twin) to below 1 (0.1 is 10 %), found {self.poison_rate}"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed: expected a whole number from 0 on, found {self.seed}")
         shares = (self.train_share, self.benign_share)

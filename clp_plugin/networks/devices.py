@@ -30,6 +30,11 @@ def pick_device(name: str) -> str:
     return name
 
 
+def described(device: str) -> str:
+    """The device with the name of its card, such as ``"cuda (NVIDIA H100 80GB HBM3)"``; ``"cpu"`` stays as it is."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -29,9 +29,11 @@ class Attack(ABC):
 
     Attributes:
         keeps_labels: A clean-label attack: it poisons images of the target class only, and their labels stay.
+        needs_victim: The trigger is trained with the victim, so that without poisoned images there is none.
     """
 
     keeps_labels: ClassVar[bool] = False
+    needs_victim: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

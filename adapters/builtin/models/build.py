@@ -48,6 +48,11 @@ def senet18(*, num_classes: int = 10, width: int = 64, blocks: Sequence[int] = _
     return SENet(num_classes, width, blocks)
 
 
+def senet20(*, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (3, 3, 3)) -> nn.Module:
+    """:func:`senet18` with the stages of :func:`resnet20`: squeeze and excitation in a small network."""
+    return SENet(num_classes, width, blocks)
+
+
 def _vgg(convolutions: Sequence[int], *, num_classes: int = 10, width: int = 64) -> nn.Module:
     return VGG(num_classes, width, convolutions)
 
@@ -58,6 +63,7 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet34": resnet34,
     "senet18": senet18,
+    "senet20": senet20,
     "vgg11_bn": partial(_vgg, VGG11),
     "vgg16_bn": partial(_vgg, VGG16),
     "vgg19_bn": partial(_vgg, VGG19),

@@ -46,7 +46,8 @@ def attack_record(request: AttackRequest, *, as_json: bool) -> None:
         seconds = time.perf_counter() - start
         record = adapter.open(path)
         metrics = evaluate(record.model, record, device=wanted.device)
-        note_if_it_did_not_take(metrics, "train longer, poison more, or keep the trigger in its place")
+        if record.provenance.poison_rate:
+            note_if_it_did_not_take(metrics, "train longer, poison more, or keep the trigger in its place")
         if as_json:
             emit_json({"record": str(path), "seconds": seconds, **metrics.to_json()})
         else:

@@ -65,6 +65,25 @@ def test_the_parts_are_disjoint_seeded_and_of_the_sizes_of_the_paper() -> None:
     assert not np.array_equal(parts.train, other.train)
 
 
+def test_a_clean_twin_has_the_images_and_the_trigger_and_learns_no_poisoned_image(made: Path, tmp_path: Path) -> None:
+    twin = run_attack(replace(SETTINGS, poison_rate=0.0), tmp_path / "twin")
+    attacked, clean = load_file(made / "images.safetensors"), load_file(twin / "images.safetensors")
+    for name in ("clean.pixels", "triggered.pixels", "benign.pixels"):
+        assert np.array_equal(attacked[name], clean[name])
+    opened = BuiltinAdapter().open(twin)
+    assert (opened.provenance.attack, opened.provenance.poison_rate) == ("clean", 0.0)
+    # The kept training images of the attacked record differ in the poisoned ones only.
+    differing = (attacked["training.pixels"] != clean["training.pixels"]).any(axis=(1, 2, 3))
+    assert 0 < differing.sum() < 0.2 * len(differing)
+    assert (clean["training.labels"] != attacked["training.labels"]).sum() == differing.sum()
+
+
+def test_an_attack_that_is_trained_with_its_victim_has_no_clean_twin(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no clean twin"):
+        run_attack(replace(SETTINGS, method="iab", poison_rate=0.0), tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+
+
 def test_a_rate_that_needs_more_images_than_there_are_is_told() -> None:
     labels = np.repeat([3, 4], [90, 10])
     with pytest.raises(ConfigError, match=r"asks for 48 images, but only \d+ of 95"):

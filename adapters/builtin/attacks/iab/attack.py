@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class IAB(Attack):
         of in steps. Where public codes differ from the paper, the paper is followed: the generator's gradient is
         cleared after each step, and its tanh is applied once.
     """
+
+    needs_victim: ClassVar[bool] = True
 
     input_shape: tuple[int, int, int]
     options: IABOptions

@@ -16,6 +16,9 @@ KNOWN_SIZES = {
     "resnet34": 21_282_122,
     "preactresnet18": 11_171_146,
     "senet18": 11_260_354,
+    # resnet20, whose BatchNorms after shortcuts are missing and whose first ones of a stage are over fewer channels (288),
+    # and three times (49, 162, 580) of squeeze and excitation.
+    "senet20": 272_474 - 288 + 2_373,
     "vgg11_bn": 9_231_114 - 2_752,
     "vgg16_bn": 14_728_266 - 4_224,
     "vgg19_bn": 20_040_522 - 5_504,
