@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from clp_plugin.errors import ConfigError
 from clp_plugin.networks.devices import described
 from clp_plugin.networks.precision import resolve
 from clp_plugin.types import TargetRule
@@ -97,7 +98,7 @@ def plan_attack(settings: AttackSettings, attack_type: type[Attack] | None) -> A
     )
     if settings.poison_rate == 0 and attack.needs_victim:
         raise ConfigError(
-            f"{settings.method}: has no clean twin, as its trigger is trained on poisoned images together with the network; "
+            f"{settings.method}: has no clean twin, as its trigger is trained together with the network; "
             "give a poison rate above 0, or the twin of another attack"
         )
     parts = split(dataset.train_labels, rule, settings, keeps_labels=attack.keeps_labels)

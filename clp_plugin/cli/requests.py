@@ -60,7 +60,7 @@ class AttackRequest:
     model: Annotated[str | None, typer.Option(help="resnet18 (default), vgg16_bn, preactresnet18, ...")] = None
     width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None
     target: Annotated[str | None, typer.Option(help="Target class (default 0), or `all` for all-to-all.")] = None
-    poison_rate: Annotated[float | None, typer.Option(help="Share of poisoned images, default 0.1; 0 makes a clean twin.")] = None
+    poison_rate: Annotated[float | None, typer.Option(help="Share of poisoned images (0.1); 0: a clean twin.")] = None
     preset: Annotated[
         str | None,
         typer.Option(
