@@ -1,4 +1,4 @@
-"""The file of a record from parts, ``parts.json``: where things lie, by which hash they are known, how they fit together."""
+"""The file of a record from parts: where things lie, by which hash they are known, how they fit together."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class NetworkParts:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of ``parts.json``.
+    """The content of ``parts.json``, or of the file by which another toolbox's records are described.
 
     Attributes:
         network: The attacked network.
@@ -94,6 +94,9 @@ class Description:
         labels: File of the images' labels, where it is one of its own.
         seed: Seed by which test and benign images were drawn.
         versions: Versions of what ran.
+        attack: The attack's name; None where nobody said.
+        dataset: The data set's name; that of the images' file if None.
+        poison_rate: Share of the training images that was poisoned; None where nobody said.
     """
 
     network: NetworkParts
@@ -108,6 +111,9 @@ class Description:
     labels: Part | None = None
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    attack: str | None = None
+    dataset: str | None = None
+    poison_rate: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -115,18 +121,18 @@ class Description:
         return asdict(self)
 
 
-def write_description(folder: Path, description: Description) -> None:
-    """Write ``parts.json``."""
-    write_json_atomically(folder / DESCRIPTION, description.to_json())
+def write_description(file: Path, description: Description) -> None:
+    """Write a description."""
+    write_json_atomically(file, description.to_json())
 
 
-def read_description(folder: Path) -> Description:
-    """Read and check ``parts.json``.
+def read_description(file: Path) -> Description:
+    """Read and check a description.
 
     Raises:
         RecordError: If it is missing, damaged, or written by another version.
     """
-    return read_described(folder / DESCRIPTION, Description, schema_version=SCHEMA_VERSION, again="bench record")
+    return read_described(file, Description, schema_version=SCHEMA_VERSION, again="bench record")
 
 
 def names_file(architecture: str | None) -> bool:
@@ -172,6 +178,6 @@ def require_same_hash(path: Path, part: Part, found: str) -> None:
     """
     if found != part.sha256:
         raise RecordError(
-            f"{path}: expected SHA-256 {part.sha256[:16]}... as {DESCRIPTION} says, found {found[:16]}...; it has changed "
+            f"{path}: expected SHA-256 {part.sha256[:16]}... as its description says, found {found[:16]}...; it has changed "
             "since the record was made: put it back, or make the record again"
         )

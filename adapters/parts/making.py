@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +19,6 @@ from clp_plugin.types import Ints
 from ..image_sets.stored_images import LabelledImages, read_labelled
 from .copies import copied
 from .description import (
-    DESCRIPTION,
     Description,
     NetworkParts,
     Part,
@@ -34,72 +31,20 @@ from .description import (
 )
 from .pictures import pair, read_trigger
 from .record import PartsAdapter
-
-Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class PartsRequest:
-    """The parts that a record is to be made of.
-
-    Attributes:
-        checkpoint: The file of weights.
-        images: Clean images, as :func:`~clp_plugin.adapters.image_sets.stored_images.read_labelled` takes them.
-        target: A class number, ``all`` or ``all+SHIFT``.
-        trigger: The picture of the trigger; None with ``triggered``.
-        trigger_mask: Picture of how much of the trigger's picture covers.
-        at: Name of a corner, or ``"X,Y"``.
-        blend: Share of the picture in a blend; None for a patch.
-        add: Whether the picture is added.
-        triggered: Images that carry the trigger already.
-        arch: The architecture; None for a whole pickled network.
-        arch_options: The options that the architecture is built with.
-        key: Dotted path to the weights within the file.
-        strict: Take the stored keys as they are.
-        num_classes: Number of classes; read off the weights if None.
-        labels: File of the images' labels, where it is one of its own.
-        input_shape: ``(C, H, W)``; that of the images if None, or the network's usual one where they differ in size.
-        mean: Mean of the normalization, per channel, on the [0, 1] scale; 0 if None.
-        std: Standard deviation of the normalization, per channel, on the [0, 1] scale; 1 if None.
-        n_test: Number of test images; None for all that are left.
-        n_benign: Number of images that a defense may see.
-        seed: Seed by which test and benign images are drawn.
-        copy: Whether the record keeps copies of all parts.
-        trust: Allow pickles that run code.
-    """
-
-    checkpoint: Path
-    images: Path
-    target: str
-    trigger: Path | None = None
-    trigger_mask: Path | None = None
-    at: str | None = None
-    blend: float | None = None
-    add: bool = False
-    triggered: Path | None = None
-    arch: str | None = None
-    arch_options: Mapping[str, Any] = field(default_factory=dict)
-    key: str | None = None
-    strict: bool = False
-    num_classes: int | None = None
-    labels: Path | None = None
-    input_shape: Shape | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    n_test: int | None = None
-    n_benign: int = 0
-    seed: int = 0
-    copy: bool = False
-    trust: bool = False
+from .request import PartsRequest, Shape
 
 
-def make_record(request: PartsRequest, out: Path, *, force: bool = False) -> LoadedNetwork:
-    """Write a record that :class:`~clp_plugin.adapters.parts.record.PartsAdapter` opens.
+def make_record(
+    request: PartsRequest, out: Path, *, adapter: PartsAdapter | None = None, force: bool = False
+) -> LoadedNetwork:
+    """Write a record of parts, or describe one of another toolbox.
 
     Args:
         request: The parts that it is made of.
-        out: The record's folder.
-        force: Replace another record, with all that was stored below it.
+        out: The record's folder. With an adapter whose records lie beside their checkpoints it may be the checkpoint's own;
+            then the description is all that is written.
+        adapter: The adapter that will open the record; that of records of parts if None.
+        force: Replace another record, with all that was stored below it; beside a checkpoint only its description.
 
     Returns:
         The network, with what was taken, adapted and guessed.
@@ -109,17 +54,30 @@ def make_record(request: PartsRequest, out: Path, *, force: bool = False) -> Loa
         RecordError: If images or triggers cannot be read, or do not fit each other.
         CheckpointError: If the weights cannot be read safely or do not fit.
     """
+    adapter = adapter or PartsAdapter()
+    request = adapter.completed(request)
     kind = _trigger_kind(request)
     images = read_labelled(request.images, request.labels)
     network, shape = _network(request, images)
     description = _describe(request, kind, images, network, shape)
+    beside = adapter.beside_checkpoint and out.resolve() == request.checkpoint.parent.resolve()
+    if beside:
+        description = _movable(description, out)
     if description.network.code is not None:
         remember_own_code(description.network.code.sha256, description.network.code.below(out))
-    if _is_made_already(out, description, force=force):
+    if beside and request.copy:
+        raise ConfigError(f"--copy: {out} is the toolbox's own folder; give another with --out")
+    if _is_made_already(out, description, adapter, beside=beside, force=force):
+        return network
+    # Nothing is stored that does not open.
+    if beside:
+        adapter.opened(out, description, trust=request.trust)
+        write_description(out / adapter.description, description)
         return network
     with staged_folder(out) as place:
-        write_description(place, copied(place, description, images) if request.copy else description)
-        PartsAdapter().open(place, trust=request.trust)  # nothing is stored that does not open
+        stored = copied(place, description, images) if request.copy else description
+        adapter.opened(place, stored, trust=request.trust)
+        write_description(place / adapter.description, stored)
     return network
 
 
@@ -195,7 +153,7 @@ def _describe(
         images=Part(_absolute(request.images), images.digest(np.concatenate([test, benign]))),
         labels=None if request.labels is None else _file(request.labels),
         trigger=_trigger(request, kind, images, shape),
-        target=request.target,
+        target=_target(request),
         input_shape=shape,
         mean=_whole_length(request.mean, 0.0, channels),
         std=_whole_length(request.std, 1.0, channels),
@@ -203,6 +161,35 @@ def _describe(
         benign=tuple(benign.tolist()),
         seed=request.seed,
         versions=versions(),
+        attack=request.attack,
+        dataset=request.dataset,
+        poison_rate=request.poison_rate,
+    )
+
+
+def _target(request: PartsRequest) -> str:
+    if request.target is None:
+        raise ConfigError("expected --target: the class that the attacker wants, all, or all+SHIFT")
+    return request.target
+
+
+def _movable(description: Description, folder: Path) -> Description:
+    """The same description, in which what lies in the folder goes with it."""
+
+    def own(part: Part) -> Part:
+        return replace(part, path=Path(part.path).name) if Path(part.path).parent == folder.absolute() else part
+
+    network, labels, trigger = description.network, description.labels, description.trigger
+    return replace(
+        description,
+        network=replace(
+            network, checkpoint=own(network.checkpoint), code=None if network.code is None else own(network.code)
+        ),
+        images=own(description.images),
+        labels=None if labels is None else own(labels),
+        trigger=replace(
+            trigger, picture=own(trigger.picture), mask=None if trigger.mask is None else own(trigger.mask)
+        ),
     )
 
 
@@ -239,7 +226,7 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
-def _is_made_already(out: Path, description: Description, *, force: bool) -> bool:
+def _is_made_already(out: Path, description: Description, adapter: PartsAdapter, *, beside: bool, force: bool) -> bool:
     """Whether the same record stands there already.
 
     Raises:
@@ -247,9 +234,11 @@ def _is_made_already(out: Path, description: Description, *, force: bool) -> boo
     """
     if not out.is_dir() or not any(out.iterdir()):
         return False
-    if not (out / DESCRIPTION).is_file():
+    if not (out / adapter.description).is_file():
+        if beside:
+            return False
         raise ConfigError(f"{out} holds files that `bench record` did not write; choose another folder with --out")
-    earlier = replace(read_description(out), versions=description.versions)
+    earlier = replace(read_description(out / adapter.description), versions=description.versions)
     if earlier.to_json() == description.to_json():
         return True
     if not force:

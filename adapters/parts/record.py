@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -29,17 +30,38 @@ from .description import (
     require_unchanged,
 )
 from .pictures import pair, read_trigger
+from .request import PartsRequest
 
 
 class PartsAdapter(ReadsRecords, NamesItsFiles):
-    """Reads the records of ``bench record``."""
+    """Reads the records of ``bench record``.
+
+    The base, too, of adapters of toolboxes whose own files do not hold all of a record: the rest is in a description.
+
+    Attributes:
+        toolbox: The toolbox's name in the catalogue.
+        description: Name of the file that describes a record.
+        beside_checkpoint: Whether that file may be put into the folder in which the toolbox keeps a checkpoint.
+    """
+
+    toolbox: ClassVar[str] = TOOLBOX
+    description: ClassVar[str] = DESCRIPTION
+    beside_checkpoint: ClassVar[bool] = False
 
     @property
     def looks_for(self) -> str:
-        return DESCRIPTION
+        return self.description
 
     def sniff(self, path: Path) -> bool:
-        return (path / DESCRIPTION).is_file()
+        return (path / self.description).is_file()
+
+    def completed(self, request: PartsRequest) -> PartsRequest:
+        """The request with what the toolbox's own files say; here they say nothing.
+
+        Raises:
+            ConfigError: If they contradict it, or it lacks what they do not say.
+        """
+        return request
 
     def open(self, path: Path, *, trust: bool = False) -> Record:
         """Open a record.
@@ -52,7 +74,10 @@ class PartsAdapter(ReadsRecords, NamesItsFiles):
             RecordError: If a part is missing, or is not what it was when the record was made.
             CheckpointError: If the weights cannot be read safely, or code would have to run that nobody here named.
         """
-        description = read_description(path)
+        return self.opened(path, read_description(path / self.description), trust=trust)
+
+    def opened(self, path: Path, description: Description, *, trust: bool = False) -> Record:
+        """Open a record by its description, which may not be stored yet; errors as of :meth:`open`."""
         images = read_images(path, description)
         shape = description.input_shape
         trigger = description.trigger
@@ -74,21 +99,40 @@ class PartsAdapter(ReadsRecords, NamesItsFiles):
             std=description.std,
             test=np.asarray(description.test, dtype=np.int64),
             benign=np.asarray(description.benign, dtype=np.int64),
-            provenance=_provenance(path, description),
+            provenance=self._provenance(path, description),
         )
 
     def records(self, root: Path) -> Iterator[RecordListing]:
         for path in sorted(child for child in root.glob("*") if child.is_dir() and self.sniff(child)):
-            try:
-                found = read_description(path)
-            except RecordError as error:
-                yield RecordListing(path, str(error), complete=False)
-                continue
-            parts = (found.network.checkpoint, found.images, found.trigger.picture)
-            lost = [part.path for part in parts if not part.below(path).exists()]
-            origin = _provenance(path, found)
-            summary = f"{origin.attack} (target {found.target}), {origin.dataset}, {origin.architecture}"
-            yield RecordListing(path, f"missing: {', '.join(lost)}" if lost else summary, complete=not lost)
+            yield self._listed(path)
+
+    def _listed(self, path: Path) -> RecordListing:
+        try:
+            found = read_description(path / self.description)
+        except RecordError as error:
+            return RecordListing(path, str(error), complete=False)
+        parts = (found.network.checkpoint, found.images, found.trigger.picture)
+        lost = [part.path for part in parts if not part.below(path).exists()]
+        origin = self._provenance(path, found)
+        summary = f"{origin.attack} (target {found.target}), {origin.dataset}, {origin.architecture}"
+        return RecordListing(path, f"missing: {', '.join(lost)}" if lost else summary, complete=not lost)
+
+    def _provenance(self, path: Path, description: Description) -> Provenance:
+        network, rate = description.network, description.poison_rate
+        name = network.architecture or "whole network"
+        return Provenance(
+            toolbox=self.toolbox,
+            path=str(path),
+            sha256=network.checkpoint.sha256,
+            attack=description.attack or description.trigger.kind,
+            dataset=description.dataset or Path(description.images.path).stem,
+            architecture=name if network.code is None else f"{Path(network.code.path).name}:{name}",
+            poison_rate=math.nan if rate is None else rate,
+            seed=description.seed,
+            mean=description.mean,
+            std=description.std,
+            architecture_options=network.options,
+        )
 
 
 def read_images(folder: Path, description: Description) -> LabelledImages:
@@ -132,9 +176,7 @@ def _architecture(folder: Path, parts: NetworkParts, *, trust: bool) -> str | No
     """The ``arch`` that ``load_network`` takes; a stranger's record runs no code of its own."""
     if parts.code is None:
         if names_file(parts.architecture):
-            raise RecordError(
-                f"{folder / DESCRIPTION}: network.architecture names a Python file whose hash is not there"
-            )
+            raise RecordError(f"{folder}: network.architecture names a Python file whose hash is not there")
         return parts.architecture
     code = parts.code.below(folder)
     require_unchanged(code, parts.code)
@@ -144,21 +186,3 @@ def _architecture(folder: Path, parts: NetworkParts, *, trust: bool) -> str | No
             "if you trust it run it with --trust"
         )
     return f"{code}:{parts.architecture}"
-
-
-def _provenance(path: Path, description: Description) -> Provenance:
-    network, trigger = description.network, description.trigger
-    name = network.architecture or "whole network"
-    return Provenance(
-        toolbox=TOOLBOX,
-        path=str(path),
-        sha256=network.checkpoint.sha256,
-        attack=trigger.kind,
-        dataset=Path(description.images.path).stem,
-        architecture=name if network.code is None else f"{Path(network.code.path).name}:{name}",
-        poison_rate=math.nan,
-        seed=description.seed,
-        mean=description.mean,
-        std=description.std,
-        architecture_options=network.options,
-    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.registry import Catalogue, load_catalogue
 
+from ..driving.program import run_as_program
 from .importing import trojanvision
 
 
@@ -64,6 +63,4 @@ def run_script(script: Path, arguments: Sequence[str], *, catalogue: Catalogue |
     ]
     if joined:
         raise ConfigError(f"{joined[0]}: TrojanZoo does not understand the sign =; give {joined[0].replace('=', ' ')}")
-    sys.argv = [str(script), *arguments]  # TrojanZoo reads it as soon as it is imported
-    register(catalogue)
-    runpy.run_path(str(script), run_name="__main__")
+    run_as_program(script, arguments, prepare=lambda: register(catalogue))

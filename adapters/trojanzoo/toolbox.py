@@ -44,7 +44,8 @@ class TrojanZoo(ReadsRecords, NamesItsFiles, RunsScripts):
         for path in sorted(child for child in root.glob("[!.]*") if self.sniff(child)):
             yield RecordListing(path, "attacks of TrojanZoo; see bench toolbox register trojanzoo", complete=False)
 
-    def run_script(self, script: Path, arguments: Sequence[str]) -> None:
+    def run_script(self, script: Path, arguments: Sequence[str], *, root: Path | None = None) -> None:
+        del root  # it is installed as a package
         run_script(script, arguments)
 
 

@@ -104,8 +104,10 @@ class RecordRequest:
     images: Annotated[
         Path, typer.Option(help="Class folders, a folder with a CSV, an .npz (x, y), an .npy, or CIFAR's batches.")
     ]
-    target: Annotated[str, typer.Option(help="What the attacker wants: a class number, `all`, or `all+2`.")]
     out: Annotated[Path, typer.Option(help="Folder of the new record.")]
+    target: Annotated[str | None, typer.Option(help="What the attacker wants: a class number, `all`, or `all+2`.")] = (
+        None
+    )
     trigger: Annotated[Path | None, typer.Option(help="A picture or an .npy that is put on the images.")] = None
     trigger_mask: Annotated[Path | None, typer.Option(help="How much of the image the trigger covers.")] = None
     at: Annotated[str | None, typer.Option(help="Where: a corner such as bottom-right, or X,Y.")] = None
@@ -124,9 +126,18 @@ class RecordRequest:
     n_test: Annotated[int | None, typer.Option(help="Test on so many images. Default: all that are left.")] = None
     n_benign: Annotated[int, typer.Option(help="Keep so many images for defenses that need some.")] = 0
     copy: Annotated[bool, typer.Option(help="Keep copies of all parts in the record.")] = False
+    toolbox: Annotated[
+        str | None, typer.Option(help="The checkpoint is of this toolbox, whose own files say what they can.")
+    ] = None
+    attack: Annotated[str | None, typer.Option(help="The attack's name, for tables.")] = None
+    dataset: Annotated[str | None, typer.Option(help="The data set's name, for tables.")] = None
+    poison_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the training images that was poisoned.")
+    ] = None
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the draw of test and benign images.")] = 0
     device: Device = "auto"
     force: Annotated[bool, typer.Option(help="Replace another record and all below it.")] = False
+    registry: Registry = None
     trust: Trust = False
 
 

@@ -62,6 +62,6 @@ def register(
     from clp_plugin.cli.commands.toolbox import run_script
 
     if script:
-        run_script(name, Path(script[0]), script[1:], registry=registry)
+        run_script(name, Path(script[0]), script[1:], root=root, registry=registry)
         return
     command(name, root=root, remove=remove, registry=registry, as_json=as_json)

@@ -204,12 +204,13 @@ class RegistersPlugin(Protocol):
 class RunsScripts(Protocol):
     """Runs the toolbox's own scripts in this process, with methods of this plugin in the toolbox's registry."""
 
-    def run_script(self, script: Path, arguments: Sequence[str]) -> None:
+    def run_script(self, script: Path, arguments: Sequence[str], *, root: Path | None = None) -> None:
         """Run a script as it is.
 
         Args:
             script: A script of the toolbox, or of a user of it.
             arguments: The script's own.
+            root: The toolbox's checkout; found by the adapter if None.
 
         Raises:
             ConfigError: If the script is missing, or the toolbox cannot be imported.

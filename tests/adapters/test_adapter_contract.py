@@ -14,11 +14,13 @@ import pytest
 import torch
 import torchvision
 from backdoorbench_trees import write_record
+from boxed_attacks import BadNets, experiment
 from command_line import bench
 from fake_checkout import content
 from grids import tiny_record
 from own_parts import own_parts
 
+from clp_plugin.adapters.backdoorbox import save_record
 from clp_plugin.errors import ClpError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.records.adapter import NamesItsFiles, ReadsRecords
@@ -61,6 +63,12 @@ def parts(place: Path) -> Made:
     return Made("parts", place / "runs" / "first", "checkpoint.pth")
 
 
+def backdoorbox(place: Path) -> Made:
+    mine = own_parts(place / "parts")
+    folder = save_record(BadNets(mine), experiment(place / "experiments", mine), arch=mine.arch)
+    return Made("backdoorbox", folder, "ckpt_epoch_10.pth")
+
+
 def backdoorbench(place: Path) -> Made:
     return Made("backdoorbench", write_record(place / "bench", "first").folder, "attack_result.pt")
 
@@ -88,7 +96,7 @@ def minibench(place: Path) -> Made:
     return Made("minibench", path, "net.pt", place / "minibench.yaml")
 
 
-TOOLBOXES = {make.__name__: make for make in (builtin, parts, backdoorbench, minibench)}
+TOOLBOXES = {make.__name__: make for make in (builtin, parts, backdoorbench, backdoorbox, minibench)}
 
 
 @pytest.fixture(params=TOOLBOXES, scope="module")

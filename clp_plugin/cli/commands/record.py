@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clp_plugin.adapters.parts.making import PartsRequest, make_record
+from clp_plugin.adapters.parts.making import make_record
+from clp_plugin.adapters.parts.record import PartsAdapter
+from clp_plugin.adapters.parts.request import PartsRequest
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take
 from clp_plugin.cli.commands.scan import parse_shape
 from clp_plugin.cli.console import emit_json, percent, say
@@ -19,8 +21,9 @@ from clp_plugin.files.option_values import parse_options
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.images import Pixels
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.records.opening import open_record
+from clp_plugin.records.opening import load_adapter
 from clp_plugin.records.parts import TOOLBOX
+from clp_plugin.registry import load_catalogue
 from clp_plugin.types import ImageSet, Ints, Metrics, Record
 
 SHEET = "trigger"
@@ -31,6 +34,7 @@ _LOW_ACCURACY = 0.5
 def record_parts(request: RecordRequest, *, as_json: bool) -> None:
     """Make the record, measure the attacked network, show the trigger."""
     device = pick_device(request.device)
+    adapter = _adapter(request)
     given = (
         request.checkpoint,
         request.images,
@@ -40,8 +44,8 @@ def record_parts(request: RecordRequest, *, as_json: bool) -> None:
         request.triggered,
     )
     with inputs_kept(*(path for path in given if path is not None and path.exists())):
-        network = make_record(_parts(request), request.out, force=request.force)
-    record = open_record(request.out, toolbox=TOOLBOX, trust=request.trust)
+        network = make_record(_parts(request), request.out, adapter=adapter, force=request.force)
+    record = adapter.open(request.out, trust=request.trust)
     metrics = evaluate(record.model, record, device=device)
     with filled_folder(request.out):
         _draw(record, request.out)
@@ -63,8 +67,17 @@ def record_parts(request: RecordRequest, *, as_json: bool) -> None:
     show_metrics(f"attacked network in {request.out}, {record.target}", {record.provenance.attack: metrics})
     say(
         f"{metrics.n_clean} test images, {metrics.n_triggered} triggered, {len(record.benign)} for defenses that need some; "
-        f"wrote parts.json, {SHEET}.png and {SHEET}.pdf to {request.out}"
+        f"wrote {adapter.description}, {SHEET}.png and {SHEET}.pdf to {request.out}"
     )
+
+
+def _adapter(request: RecordRequest) -> PartsAdapter:
+    adapter = load_adapter(load_catalogue(request.registry), request.toolbox or TOOLBOX)
+    if not isinstance(adapter, PartsAdapter):
+        raise ConfigError(
+            f"--toolbox {request.toolbox}: its records need no description; open them as they are (bench list records)"
+        )
+    return adapter
 
 
 def _parts(request: RecordRequest) -> PartsRequest:
@@ -91,6 +104,9 @@ def _parts(request: RecordRequest) -> PartsRequest:
         n_benign=request.n_benign,
         seed=request.seed,
         copy=request.copy,
+        attack=request.attack,
+        dataset=request.dataset,
+        poison_rate=request.poison_rate,
         trust=request.trust,
     )
 

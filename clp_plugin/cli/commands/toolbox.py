@@ -64,9 +64,9 @@ def register(name: str, *, root: Path | None, remove: bool, registry: Path | Non
         say("run it there: python defense/clp_plugin.py --result_file RECORD --dataset cifar10 --device cpu")
 
 
-def run_script(name: str, script: Path, arguments: Sequence[str], *, registry: Path | None) -> None:
+def run_script(name: str, script: Path, arguments: Sequence[str], *, root: Path | None, registry: Path | None) -> None:
     """Run a script of a toolbox that has a registry in memory, with this plugin in it."""
-    _toolbox(name, RunsScripts, registry).run_script(script, arguments)
+    _toolbox(name, RunsScripts, registry).run_script(script, arguments, root=root)
 
 
 def pip_line(state: CheckoutState) -> str:

@@ -14,8 +14,9 @@ from own_parts import CLASSES, SIZE, TARGET, OwnParts, own_parts
 from PIL import Image
 
 from clp_plugin import evaluate, open_record
-from clp_plugin.adapters.parts.making import PartsRequest, draw, make_record
+from clp_plugin.adapters.parts.making import draw, make_record
 from clp_plugin.adapters.parts.record import PartsAdapter
+from clp_plugin.adapters.parts.request import PartsRequest
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError
 from clp_plugin.types import ImageSet
 

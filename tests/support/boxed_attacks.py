@@ -1,0 +1,62 @@
+"""What BackdoorBox leaves of a training, and an attack object as its own look to us; made of a user's own parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from own_parts import TARGET, OwnParts
+from torch import Tensor, nn
+
+from clp_plugin.imports import import_file
+
+LOG = "Total train samples: 20\nBatch size: 10\n"
+
+
+class Images:
+    """A data set in the habit of torch: items of image in [0, 1] and label, ended by its length."""
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.pixels, self.targets = pixels, list(labels)
+        self.transform: Callable[[Tensor], Tensor] = lambda image: image
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        if position >= len(self):
+            raise AssertionError("asked for an image that is not there")
+        return self.transform(torch.from_numpy(self.pixels[position]).float() / 255), int(self.targets[position])
+
+
+class BadNets:
+    """An attack object as BackdoorBox's are, after training."""
+
+    def __init__(self, parts: OwnParts) -> None:
+        self.model: nn.Module = import_file(parts.network).Reader()
+        self.model.load_state_dict(torch.load(parts.checkpoint, weights_only=True)["net"])
+        self.test_dataset = Images(parts.pixels, parts.labels)
+        self.poisoned_train_dataset = Images(parts.pixels, parts.labels)
+        self.poisoned_train_dataset.poisoned_set = frozenset(range(5))  # type: ignore[attr-defined]
+        self.poisoned_test_dataset = Images(parts.triggered(), np.full_like(parts.labels, TARGET))
+
+    def get_model(self) -> nn.Module:
+        return self.model
+
+    def get_poisoned_dataset(self) -> tuple[Images, Images]:
+        return self.poisoned_train_dataset, self.poisoned_test_dataset
+
+
+def experiment(root: Path, parts: OwnParts, *, prefix: str = "") -> Path:
+    """The folder of a training, with a checkpoint of an earlier epoch that is worth nothing."""
+    folder = root / f"badnets_{time.strftime('%Y-%m-%d_%H:%M:%S')}"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text(LOG)
+    state = BadNets(parts).get_model().state_dict()
+    torch.save({key: torch.zeros_like(value) for key, value in state.items()}, folder / "ckpt_epoch_9.pth")
+    torch.save({prefix + key: value for key, value in state.items()}, folder / "ckpt_epoch_10.pth")
+    return folder
