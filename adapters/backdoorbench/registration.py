@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clp_plugin.errors import ConfigError
-from clp_plugin.files.atomic import write_text_atomically
-from clp_plugin.files.reading import read_text
+from ..driving.registration import first_line, is_ours, register_files
 
 NAME = "clp_plugin"
-_MARK = "# Written by `bench toolbox register backdoorbench`; `--remove` takes it out."
+_MARK = first_line("backdoorbench")
 _SCRIPT = f'''{_MARK}
 """Runs a method of the installed clp-plugin on a record of this toolbox: see `python defense/clp_plugin.py --help`."""
 
@@ -54,13 +52,11 @@ def files() -> dict[Path, str]:
 
 def is_registered(checkout: Path) -> bool:
     """Whether our script lies in the checkout."""
-    return _is_ours(checkout / "defense" / f"{NAME}.py")
+    return is_ours(checkout / "defense" / f"{NAME}.py")
 
 
 def register(checkout: Path, *, remove: bool = False) -> list[Path]:
     """Write our files into the checkout, or delete them; nothing else is touched.
-
-    A configuration that the user edited keeps its first line, so it counts as ours and is rewritten or deleted.
 
     Args:
         checkout: The toolbox's root.
@@ -72,31 +68,8 @@ def register(checkout: Path, *, remove: bool = False) -> list[Path]:
     Raises:
         ConfigError: If a file of that name is not ours, or cannot be written.
     """
-    wanted = {checkout / name: content for name, content in files().items()}
-    foreign = [path for path in wanted if path.exists() and not _is_ours(path)]
-    if foreign:
-        raise ConfigError(f"{foreign[0]} was not written by this plugin and stays as it is; move it away first")
-    if remove:
-        return _remove([path for path in wanted if path.exists()])
-    for path, content in wanted.items():
-        write_text_atomically(path, content)
-    return list(wanted)
-
-
-def _remove(ours: list[Path]) -> list[Path]:
-    try:
-        for path in ours:
-            path.unlink()
-        for folder in {path.parent for path in ours if path.parent.name == NAME}:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-    except OSError as error:
-        raise ConfigError(f"cannot delete {error.filename}: {error.strerror}; check its permissions") from error
-    return ours
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return read_text(path, raises=ConfigError).startswith(_MARK)
-    except ConfigError:
-        return False
+    done = register_files({checkout / name: content for name, content in files().items()}, remove=remove)
+    folder = checkout / "config" / "defense" / NAME
+    if remove and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return done

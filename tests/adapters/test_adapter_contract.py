@@ -15,6 +15,7 @@ import torch
 import torchvision
 from backdoorbench_trees import write_record
 from boxed_attacks import BadNets, experiment
+from boxed_checkouts import checkout, poisoned_set
 from command_line import bench
 from fake_checkout import content
 from grids import tiny_record
@@ -69,6 +70,11 @@ def backdoorbox(place: Path) -> Made:
     return Made("backdoorbox", folder, "ckpt_epoch_10.pth")
 
 
+def backdoor_toolbox(place: Path) -> Made:
+    folder = poisoned_set(checkout(place), "badnet_0.100_poison_seed=0")
+    return Made("backdoor_toolbox", folder, "full_base_aug_seed=2333.pt")
+
+
 def backdoorbench(place: Path) -> Made:
     return Made("backdoorbench", write_record(place / "bench", "first").folder, "attack_result.pt")
 
@@ -96,7 +102,7 @@ def minibench(place: Path) -> Made:
     return Made("minibench", path, "net.pt", place / "minibench.yaml")
 
 
-TOOLBOXES = {make.__name__: make for make in (builtin, parts, backdoorbench, backdoorbox, minibench)}
+TOOLBOXES = {make.__name__: make for make in (builtin, parts, backdoorbench, backdoorbox, backdoor_toolbox, minibench)}
 
 
 @pytest.fixture(params=TOOLBOXES, scope="module")

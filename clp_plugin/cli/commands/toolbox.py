@@ -61,7 +61,7 @@ def register(name: str, *, root: Path | None, remove: bool, registry: Path | Non
     if not files:
         say("nothing to do: this plugin is not registered there")
     elif not remove:
-        say("run it there: python defense/clp_plugin.py --result_file RECORD --dataset cifar10 --device cpu")
+        say(f"run it: python {files[0]} --help")
 
 
 def run_script(name: str, script: Path, arguments: Sequence[str], *, root: Path | None, registry: Path | None) -> None:
