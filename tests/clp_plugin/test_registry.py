@@ -43,7 +43,9 @@ def install(monkeypatch: pytest.MonkeyPatch, site: Path, entry_points: str, code
 
 def test_what_ships_is_listed_with_its_facts() -> None:
     catalogue = load_catalogue()
-    assert catalogue.names("toolboxes") == ["builtin", "parts", "backdoorbench", "trojanzoo"]
+    assert catalogue.names("toolboxes") == [
+        "builtin", "parts", "backdoorbench", "backdoorbox", "backdoor_toolbox", "trojanzoo",
+    ]  # fmt: skip
     assert catalogue.names("defenses") == OURS
     assert catalogue.names("attacks") == ["badnets", "blended", "trojan", "cla", "sig", "wanet", "iab", "ssba"]
     clp = catalogue.entry("defenses", "clp")
