@@ -27,6 +27,8 @@ from clp_plugin.store.layout import MASK, OUTCOME, WEIGHTS, WEIGHTS_PICKLED, run
 from clp_plugin.store.outcomes import Outcome, RunFacts, save_outcome
 from clp_plugin.types import BudgetKind, ChoiceProtocol, Mask, Metrics, Progress, Record
 
+_EXACT = 2**53  # whole numbers below it are floats without a loss
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -138,10 +140,11 @@ def make_defense(
     kind = cast(Any, catalogue.resolve("defenses", method))
     used = {**catalogue.defaults("defenses", method, dataset=dataset, scale=scale), **options}
     if dataclasses.is_dataclass(kind):
-        known = [field.name for field in dataclasses.fields(kind) if field.init]
+        known = {field.name: field.type for field in dataclasses.fields(kind) if field.init}
         for name in used:
             if name not in known:
-                raise ConfigError(f"defense {method!r}: {unknown_name('option', name, known)}")
+                raise ConfigError(f"defense {method!r}: {unknown_name('option', name, list(known))}")
+        used = {name: _as_declared(value, known[name]) for name, value in used.items()}
     try:
         defense = kind(**used)
     except TypeError as error:
@@ -155,6 +158,12 @@ def make_defense(
     if dataclasses.is_dataclass(kind):
         used = {field.name: getattr(defense, field.name) for field in dataclasses.fields(kind) if field.init}
     return cast(Defense, defense), used
+
+
+def _as_declared(value: object, declared: object) -> object:
+    """The value of an option as its type writes it: ``u=2`` and ``u=2.0`` are one run, and one cell of a grid."""
+    is_float = declared in (float, "float", "float | None")
+    return float(value) if is_float and type(value) is int and abs(value) < _EXACT else value
 
 
 def plan_defense(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import textwrap
 from collections.abc import Mapping
@@ -217,6 +218,16 @@ def test_catalogue_knows_u_by_data_set() -> None:
         3.0, 5.0, 5.0, 3.0,
     ]  # fmt: skip
     assert make_defense(known, "clp", "tiny", {"u": 1.0})[1]["u"] == 1.0
+
+
+@pytest.mark.parametrize(("method", "name", "value"), [("clp", "u", 2), ("fp", "ratio", 0), ("ep", "bin_width", 1)])
+def test_whole_number_for_an_option_that_is_a_float_is_the_same_run(method: str, name: str, value: int) -> None:
+    whole, exact = (make_defense(load_catalogue(), method, "x", {name: given})[1] for given in (value, float(value)))
+    assert json.dumps(whole) == json.dumps(exact)
+
+
+def test_number_that_no_float_holds_is_left_for_the_defense_to_refuse() -> None:
+    assert make_defense(catalogue(spy="Spy"), "spy", "x", {"strength": 10**400})[1]["strength"] == 10**400
 
 
 def test_options_that_do_not_fit_are_refused_with_what_is_known() -> None:

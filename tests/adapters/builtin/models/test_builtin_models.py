@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from clp_plugin.adapters.builtin.models.build import BUILDERS, build
 from clp_plugin.errors import ConfigError
@@ -35,6 +38,18 @@ def test_the_number_of_parameters_is_that_of_the_published_network(name: str) ->
     with torch.device("meta"):
         model = build(name, num_classes=10)
     assert sum(parameter.numel() for parameter in model.parameters()) == KNOWN_SIZES[name]
+
+
+def test_network_on_the_meta_device_draws_no_numbers() -> None:
+    class NothingDrawn(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert getattr(function, "__name__", "") != "normal_"
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), NothingDrawn():
+        build("resnet20", num_classes=10)
+    with pytest.raises(AssertionError), NothingDrawn():
+        build("resnet20", num_classes=10)
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
