@@ -29,7 +29,7 @@ from .description import (
     read_description,
     write_description,
 )
-from .pictures import pair, read_trigger
+from .pictures import pair
 from .record import PartsAdapter
 from .request import PartsRequest, Shape
 
@@ -59,7 +59,7 @@ def make_record(
     kind = _trigger_kind(request)
     images = read_labelled(request.images, request.labels)
     network, shape = _network(request, images)
-    description = _describe(request, kind, images, network, shape)
+    description = _describe(request, _trigger(request, kind, images, shape, adapter), images, network, shape)
     beside = adapter.beside_checkpoint and out.resolve() == request.checkpoint.parent.resolve()
     if beside:
         description = _movable(description, out)
@@ -135,7 +135,7 @@ def _network(request: PartsRequest, images: LabelledImages) -> tuple[LoadedNetwo
 
 
 def _describe(
-    request: PartsRequest, kind: TriggerKind, images: LabelledImages, network: LoadedNetwork, shape: Shape
+    request: PartsRequest, trigger: TriggerParts, images: LabelledImages, network: LoadedNetwork, shape: Shape
 ) -> Description:
     test, benign = draw(len(images.labels), n_test=request.n_test, n_benign=request.n_benign, seed=request.seed)
     code, name = _code(request.arch)
@@ -152,7 +152,7 @@ def _describe(
         ),
         images=Part(_absolute(request.images), images.digest(np.concatenate([test, benign]))),
         labels=None if request.labels is None else _file(request.labels),
-        trigger=_trigger(request, kind, images, shape),
+        trigger=trigger,
         target=_target(request),
         input_shape=shape,
         mean=_whole_length(request.mean, 0.0, channels),
@@ -193,7 +193,9 @@ def _movable(description: Description, folder: Path) -> Description:
     )
 
 
-def _trigger(request: PartsRequest, kind: TriggerKind, images: LabelledImages, shape: Shape) -> TriggerParts:
+def _trigger(
+    request: PartsRequest, kind: TriggerKind, images: LabelledImages, shape: Shape, adapter: PartsAdapter
+) -> TriggerParts:
     """The parts of the trigger, once it has been put together without complaint."""
     if request.triggered is not None:
         _, stored = pair(images, request.triggered, shape)
@@ -202,7 +204,7 @@ def _trigger(request: PartsRequest, kind: TriggerKind, images: LabelledImages, s
     picture = request.trigger or Path()
     mask = None if request.trigger_mask is None else _file(request.trigger_mask)
     parts = TriggerParts(kind, _file(picture), mask, request.at, request.blend)
-    read_trigger(parts, Path(), shape)
+    adapter.trigger_of(parts, Path(), shape)
     return parts
 
 

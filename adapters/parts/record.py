@@ -16,6 +16,7 @@ from clp_plugin.networks.loading import load_network
 from clp_plugin.records.adapter import NamesItsFiles, ReadsRecords
 from clp_plugin.records.exchange import RecordListing
 from clp_plugin.records.parts import TOOLBOX, record_from
+from clp_plugin.records.triggers import Shape, Trigger
 from clp_plugin.types import Provenance, Record
 
 from ..image_sets.stored_images import LabelledImages, read_labelled
@@ -23,6 +24,7 @@ from .description import (
     DESCRIPTION,
     Description,
     NetworkParts,
+    TriggerParts,
     names_file,
     read_description,
     require_present,
@@ -63,6 +65,16 @@ class PartsAdapter(ReadsRecords, NamesItsFiles):
         """
         return request
 
+    def trigger_of(self, parts: TriggerParts, folder: Path, shape: Shape) -> Trigger:
+        """The trigger of a record, of any kind but ``"triggered"``; errors as of :func:`read_trigger`.
+
+        Args:
+            parts: The parts of the trigger.
+            folder: The record's folder.
+            shape: ``(C, H, W)`` of the images.
+        """
+        return read_trigger(parts, folder, shape)
+
     def open(self, path: Path, *, trust: bool = False) -> Record:
         """Open a record.
 
@@ -92,7 +104,7 @@ class PartsAdapter(ReadsRecords, NamesItsFiles):
             load_model(path, description, trust=trust),
             images.images.sized(shape),
             images.labels,
-            trigger=triggered if trigger.kind == "triggered" else read_trigger(trigger, path, shape),
+            trigger=triggered if trigger.kind == "triggered" else self.trigger_of(trigger, path, shape),
             target=description.target,
             num_classes=description.network.num_classes,
             mean=description.mean,

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from clp_plugin.imports import import_file
 if TYPE_CHECKING:
     from torch import nn
 
-FORMS = "builtin:NAME, torchvision:NAME, timm:NAME, path/to/file.py:callable"
-_LIBRARIES = ("builtin", "torchvision", "timm")
-_BUILTIN_MODELS = "clp_plugin.adapters.builtin.models.build"
+FORMS = "builtin:NAME, torchvision:NAME, timm:NAME, trojanzoo:NAME, path/to/file.py:callable"
+# Networks that adapters build, each by a function `build(name, *, num_classes, **options)` of a module.
+_ADAPTERS = {"builtin": "clp_plugin.adapters.builtin.models.build", "trojanzoo": "clp_plugin.adapters.trojanzoo.models"}
+_LIBRARIES = (*_ADAPTERS, "torchvision", "timm")
 
 
 def build_model(spec: str, /, *, num_classes: int, **options: Any) -> nn.Module:
@@ -37,7 +39,8 @@ def build_model(spec: str, /, *, num_classes: int, **options: Any) -> nn.Module:
     source, name = _split(spec)
     if num_classes < 1:
         raise ConfigError(f"{spec}: expected at least 1 class, found {num_classes}")
-    builder = {"builtin": _builtin, "torchvision": _torchvision, "timm": _timm}.get(source, _from_file)
+    ours: dict[str, Callable[[str], Callable[..., Any]]] = {each: partial(_adapter, each) for each in _ADAPTERS}
+    builder = {**ours, "torchvision": _torchvision, "timm": _timm}.get(source, _from_file)
     make = builder(name if builder is not _from_file else spec)
     try:
         with warnings.catch_warnings():
@@ -78,8 +81,8 @@ def _split(spec: str) -> tuple[str, str]:
     return source, name
 
 
-def _builtin(name: str) -> Callable[..., Any]:
-    build = importlib.import_module(_BUILTIN_MODELS).build
+def _adapter(source: str, name: str) -> Callable[..., Any]:
+    build = importlib.import_module(_ADAPTERS[source]).build
 
     def make(**options: Any) -> Any:
         return build(name, **options)

@@ -20,6 +20,7 @@ from command_line import bench
 from fake_checkout import content
 from grids import tiny_record
 from own_parts import own_parts
+from zoo_attacks import images, stored
 
 from clp_plugin.adapters.backdoorbox import save_record
 from clp_plugin.errors import ClpError
@@ -75,6 +76,17 @@ def backdoor_toolbox(place: Path) -> Made:
     return Made("backdoor_toolbox", folder, "full_base_aug_seed=2333.pt")
 
 
+def trojanzoo(place: Path) -> Made:
+    attack = stored(place)
+    images(place)
+    done = bench(
+        "record", "--toolbox", "trojanzoo", "--checkpoint", attack, "--images", place / "test.npz", "--at", "0,0", "--copy",
+        "--out", place / "runs" / "record",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return Made("trojanzoo", place / "runs" / "record", "checkpoint.pth")
+
+
 def backdoorbench(place: Path) -> Made:
     return Made("backdoorbench", write_record(place / "bench", "first").folder, "attack_result.pt")
 
@@ -102,7 +114,9 @@ def minibench(place: Path) -> Made:
     return Made("minibench", path, "net.pt", place / "minibench.yaml")
 
 
-TOOLBOXES = {make.__name__: make for make in (builtin, parts, backdoorbench, backdoorbox, backdoor_toolbox, minibench)}
+TOOLBOXES = {
+    make.__name__: make for make in (builtin, parts, backdoorbench, backdoorbox, backdoor_toolbox, trojanzoo, minibench)
+}
 
 
 @pytest.fixture(params=TOOLBOXES, scope="module")
