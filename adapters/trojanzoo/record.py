@@ -74,8 +74,8 @@ class TrojanZooRecords(PartsAdapter):
         attack = _stored(request.checkpoint)
         if attack is None:
             raise RecordError(
-                f"{request.checkpoint}: expected a file such as square_white_tar0_alpha1.00_mark(3,3).pth beside an .npy of the "
-                "same name"
+                f"{request.checkpoint}: expected a file such as square_white_tar0_alpha1.00_mark(3,3).pth beside an .npy of "
+                "the same name"
             )
         if attack.mark.startswith(("scattered_", "randompos_")):
             raise RecordError(
