@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import RecordError
-from clp_plugin.records.adapter import InstallsToolbox, LocatesRecords, RegistersPlugin
+from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, LocatesRecords, RegistersPlugin
+from clp_plugin.records.exchange import CheckoutState
 
 from ..driving import checkout
 from ..driving.registration import first_line, register_files
+from . import state
 from .record import BackdoorToolboxRecords
-from .toolbox_facts import BACKDOOR_TOOLBOX
+from .toolbox_facts import BACKDOOR_TOOLBOX, SCRIPT
 
 _SCRIPT = f'''{first_line(BACKDOOR_TOOLBOX.name)}
 """CLP of the installed clp-plugin on a poisoned set of this toolbox: see `python clp_plugin_defense.py --help`."""
@@ -29,7 +31,7 @@ if __name__ == "__main__":
 '''
 
 
-class BackdoorToolbox(BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, RegistersPlugin):
+class BackdoorToolbox(BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, ChecksScripts, RegistersPlugin):
     """All that a checkout of backdoor-toolbox can do."""
 
     def locate(self, name: str, *, root: Path | None = None) -> Path:
@@ -51,6 +53,9 @@ class BackdoorToolbox(BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, R
     def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
         return checkout.install(BACKDOOR_TOOLBOX, destination, source=source, ref=ref)
 
+    def check(self, *, root: Path | None = None) -> CheckoutState:
+        return state.check(checkout.find_checkout(BACKDOOR_TOOLBOX, root))
+
     def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
         found = checkout.find_checkout(BACKDOOR_TOOLBOX, root)
-        return register_files({found.root / "clp_plugin_defense.py": _SCRIPT}, remove=remove)
+        return register_files({found.root / SCRIPT: _SCRIPT}, remove=remove)

@@ -24,6 +24,9 @@ BACKDOOR_TOOLBOX = CheckoutFacts(
     left_out=("/models/", "/assets/"),
 )
 
+# The script that we add to it.
+SCRIPT = "clp_plugin_defense.py"
+
 
 @dataclass(frozen=True)
 class DatasetFacts:

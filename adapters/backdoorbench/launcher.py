@@ -8,12 +8,12 @@ workspace that looks like it, as the current folder; ``... check SCRIPT...`` imp
 from __future__ import annotations
 
 import itertools
-import json
 import runpy
 import sys
 
 from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
 from clp_plugin.adapters.driving.lifeline import end_with_parent
+from clp_plugin.adapters.driving.trials import report
 from clp_plugin.networks.memory import keep_freed_memory
 
 
@@ -30,19 +30,7 @@ def main(argv: list[str]) -> None:
         sys.argv = rest
         runpy.run_path(rest[0], run_name="__main__")
     else:
-        report = {script: _try(script) for script in rest}
-        sys.stdout.write("\n" + json.dumps(report) + "\n")
-
-
-def _try(script: str) -> str | None:
-    before = list(sys.path)
-    try:
-        runpy.run_path(script, run_name="tried")
-    except BaseException as error:  # a script may even exit
-        return f"{type(error).__name__}: {error}"
-    finally:
-        sys.path[:] = before
-    return None
+        report(rest, lambda script: runpy.run_path(script, run_name="tried"))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ def lend_core(root: Path, own: Mapping[str, Any]) -> None:
         setattr(core, part, package)
 
 
+def try_module(name: str) -> None:
+    """Import a module of ``core`` of the checkout in the current folder, such as ``attacks.BadNets``."""
+    if PACKAGE not in sys.modules:
+        lend_core(Path.cwd(), {})
+    importlib.import_module(f"{PACKAGE}.{name}")
+
+
 class _Package(ModuleType):
     """A package whose names are imported when they are asked for."""
 

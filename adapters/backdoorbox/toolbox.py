@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.records.adapter import InstallsToolbox, RunsScripts
+from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, RunsScripts
+from clp_plugin.records.exchange import CheckoutState
 
 from ..driving import checkout
 from ..driving.bridges import restore_numpy_names, take_the_cpu_for_cuda
 from ..driving.program import run_as_program
+from . import state
 from .importing import lend_core
 from .record import BackdoorBoxRecords
 from .toolbox_facts import BACKDOORBOX
 
 
-class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, RunsScripts):
+class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, ChecksScripts, RunsScripts):
     """All that a checkout of BackdoorBox can do."""
 
     def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
         return checkout.install(BACKDOORBOX, destination, source=source, ref=ref)
+
+    def check(self, *, root: Path | None = None) -> CheckoutState:
+        return state.check(checkout.find_checkout(BACKDOORBOX, root))
 
     def run_script(self, script: Path, arguments: Sequence[str], *, root: Path | None = None) -> None:
         if not script.is_file():

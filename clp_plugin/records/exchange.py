@@ -123,11 +123,11 @@ class CheckoutState:
         found_by: How it was found: ``--root``, an environment variable, the configuration file, the current folder.
         commit: The checkout's commit, with ``+changes`` if files differ; empty if it is not a git checkout.
         scripts: One entry a script.
-        registered: Whether this plugin is registered in it.
+        registered: Whether this plugin is registered in it; None where it is registered for one script at a time.
     """
 
     root: Path
     found_by: str
     commit: str
     scripts: Sequence[ScriptState]
-    registered: bool
+    registered: bool | None

@@ -54,7 +54,7 @@ def test_every_option_of_a_command_is_documented(name: str) -> None:
 
 def test_no_option_is_documented_that_does_not_exist() -> None:
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    of_toolboxes = {"--defense", "--clp_u"}  # of TrojanZoo's scripts
+    of_toolboxes = {"--defense", "--clp_u", "--mark_width_offset", "--mark_height_offset"}  # of TrojanZoo's scripts
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= options(APP) | {"--debug"} | of_toolboxes
 
 

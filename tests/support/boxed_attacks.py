@@ -60,3 +60,24 @@ def experiment(root: Path, parts: OwnParts, *, prefix: str = "") -> Path:
     torch.save({key: torch.zeros_like(value) for key, value in state.items()}, folder / "ckpt_epoch_9.pth")
     torch.save({prefix + key: value for key, value in state.items()}, folder / "ckpt_epoch_10.pth")
     return folder
+
+
+def core_checkout(root: Path) -> Path:
+    """A checkout of BackdoorBox in miniature: one attack imports what nobody has, and so does the package as a whole."""
+    files = {
+        "core/__init__.py": "from .attacks import *\nfrom .defenses import *\nfrom .models import *\n",
+        "core/attacks/__init__.py": "from .BadNets import BadNets\nfrom .Lost import Lost\n",
+        "core/attacks/base.py": "class Base:\n    pass\n",
+        "core/attacks/BadNets.py": "from .base import *\nclass BadNets(Base):\n    pass\n",
+        "core/attacks/Lost.py": "import package_that_nobody_has\nclass Lost:\n    pass\n",
+        "core/defenses/__init__.py": "from .NAD import NAD\n",
+        "core/defenses/base.py": "",
+        "core/defenses/NAD.py": "from ..utils import test\nclass NAD:\n    test = staticmethod(test)\n",
+        "core/models/__init__.py": "class ResNet:\n    pass\n",
+        "core/utils/__init__.py": "from .test import test\n",
+        "core/utils/test.py": "def test(model, dataset, schedule):\n    dataset.targets = []\n    print('ran', schedule)\n",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root

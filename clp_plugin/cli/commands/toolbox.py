@@ -43,11 +43,17 @@ def check(name: str, *, root: Path | None, registry: Path | None, as_json: bool)
             for script in state.scripts
         ],
     )  # fmt: skip
-    say(
-        f"this plugin is {'registered in it' if state.registered else f'not registered in it: bench toolbox register {name}'}"
-    )
+    say(_registered(name, state))
     if pip:
         say(f"install what is missing: {pip}")
+
+
+def _registered(name: str, state: CheckoutState) -> str:
+    if state.registered is None:
+        return f"this plugin is in its registry for one script at a time: bench toolbox register {name} -- SCRIPT ..."
+    if state.registered:
+        return "this plugin is registered in it"
+    return f"this plugin is not registered in it: bench toolbox register {name}"
 
 
 def register(name: str, *, root: Path | None, remove: bool, registry: Path | None, as_json: bool) -> None:
