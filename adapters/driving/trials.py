@@ -6,6 +6,7 @@ object ``{name: error or null}`` as the last line of standard output.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -14,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.imports import import_object
 from clp_plugin.records.exchange import ScriptState
 
 from .process import environment
@@ -98,5 +98,5 @@ def _error(attempt: Callable[[str], object], name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    function: Callable[[str], object] = import_object(sys.argv[1])  # type: ignore[assignment]
-    report(sys.argv[2:], function)
+    module, _, function = sys.argv[1].partition(":")
+    report(sys.argv[2:], getattr(importlib.import_module(module), function))
