@@ -12,8 +12,8 @@ import runpy
 import sys
 
 from clp_plugin.adapters.backdoorbench.bridges import bridge_everything
+from clp_plugin.adapters.driving.attempts import report
 from clp_plugin.adapters.driving.lifeline import end_with_parent
-from clp_plugin.adapters.driving.trials import report
 from clp_plugin.networks.memory import keep_freed_memory
 
 

@@ -1,17 +1,12 @@
-"""Finding out what of a toolbox starts here: each part is imported in a child process.
-
-``python -m clp_plugin.adapters.driving.trials MODULE:FUNCTION NAME...`` calls the function with each name and prints a JSON
-object ``{name: error or null}`` as the last line of standard output.
-"""
+"""Finding out what of a toolbox starts here: each part is imported in a child process."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
@@ -19,6 +14,7 @@ from clp_plugin.records.exchange import ScriptState
 
 from .process import environment
 
+_CHILD = "clp_plugin.adapters.driving.attempts"
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 _PACKAGES = {
     "cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn",
@@ -70,13 +66,7 @@ def tried_modules(attempt: str, names: Sequence[str], place: Path) -> dict[str, 
     Raises:
         ConfigError: If the child itself fails or takes too long.
     """
-    return tried([__name__, attempt, *names], place, root=place)
-
-
-def report(names: Sequence[str], attempt: Callable[[str], object]) -> None:
-    """In the child: try each part and print what came of it."""
-    found = {name: _error(attempt, name) for name in names}
-    sys.stdout.write("\n" + json.dumps(found) + "\n")
+    return tried([_CHILD, attempt, *names], place, root=place)
 
 
 def state_of(kind: str, name: str, error: str | None) -> ScriptState:
@@ -84,19 +74,3 @@ def state_of(kind: str, name: str, error: str | None) -> ScriptState:
     module = _MISSING.search(error or "")
     top = module[1].partition(".")[0] if module else ""
     return ScriptState(kind, name, error or "", "" if top in _NO_PACKAGES else _PACKAGES.get(top, top))
-
-
-def _error(attempt: Callable[[str], object], name: str) -> str | None:
-    before = list(sys.path)
-    try:
-        attempt(name)
-    except BaseException as error:  # a script may even exit
-        return f"{type(error).__name__}: {error}"
-    finally:
-        sys.path[:] = before
-    return None
-
-
-if __name__ == "__main__":
-    module, _, function = sys.argv[1].partition(":")
-    report(sys.argv[2:], getattr(importlib.import_module(module), function))

@@ -31,6 +31,7 @@ FOR_ADAPTERS = {
 }
 # Programs of the process in which a toolbox's scripts run: they exist to change that process.
 CHILD = {
+    "clp_plugin.adapters.driving.attempts",
     "clp_plugin.adapters.driving.program",
     "clp_plugin.adapters.backdoorbench.launcher",
     "clp_plugin.adapters.backdoorbench.bridges",
