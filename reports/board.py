@@ -12,7 +12,7 @@ from clp_plugin.errors import ConfigError
 
 from .labels import method_labels
 from .latex import latex_rows
-from .ranking import REMOVED, Metric, compare_methods, leaderboard
+from .ranking import REMOVED, Metric, compare_methods, leaderboard, per_record
 from .tables import markdown_text, to_markdown
 
 BASE = "base rate: clean twins of the triggered images that the attacked model already classifies as the attacker wants"
@@ -22,6 +22,10 @@ IDLE = (
 )
 SPREAD = "spread: largest range of ASR over the seeds of one method on one record, percentage points"
 INTERVAL = "95 % (der low, der high): interval of the mean DER, by a bootstrap over records"
+UNEQUAL = (
+    "not all methods here ran on the same records: means over different records cannot be compared; the paired comparisons "
+    "take the records that both ran on"
+)
 NOTES = (REMOVED, BASE, INTERVAL, SPREAD, IDLE)
 DASH = "-"
 
@@ -90,15 +94,23 @@ def board_markdown(frame: pd.DataFrame, *, by: str | None, sort: Metric = "der")
         ("" if value is None else f"## {by}: {markdown_text(value)}\n\n") + to_markdown(board_rows(own, sort=sort))
         for value, own in board_groups(frame, by).items()
     )
-    return "\n".join([*tables, *(f"{note}\n" for note in NOTES)])
+    return "\n".join([*tables, *(f"{note}\n" for note in board_notes(frame))])
 
 
 def board_latex(frame: pd.DataFrame, *, by: str | None, sort: Metric = "der") -> str:
     """One LaTeX table with booktabs, or one a group, whose captions say what the columns mean."""
     return "\n".join(
-        latex_rows(board_rows(own, sort=sort), "; ".join([*([] if value is None else [f"{by}: {value}"]), *NOTES]))
+        latex_rows(
+            board_rows(own, sort=sort), "; ".join([*([] if value is None else [f"{by}: {value}"]), *board_notes(own)])
+        )
         for value, own in board_groups(frame, by).items()
     )
+
+
+def board_notes(frame: pd.DataFrame) -> tuple[str, ...]:
+    """What the columns of :func:`board_rows` mean, and whether its rows are of the same records."""
+    records = per_record(frame).groupby("label")["sha256"].agg(frozenset)
+    return (*NOTES, UNEQUAL) if records.nunique() > 1 else NOTES
 
 
 def said_of_the_best(frame: pd.DataFrame, *, metric: Metric = "der") -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables for LaTeX with the package booktabs, whatever characters stand in them."""
+"""Tables for LaTeX with the packages booktabs and graphicx, whatever characters stand in them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _SPECIAL = {
 }  # fmt: skip
 
 _NARROW = r"\footnotesize\setlength{\tabcolsep}{3pt}"  # two columns a method
+# Shrunk where it is wider than the text, and never blown up.
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def latex_text(text: str) -> str:
@@ -32,10 +34,16 @@ def latex_rows(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
 
 
 def latex_styled(style: Styler, caption: str, **layout: Any) -> str:
-    """A styled table in a float of its own, between rules, with heads and caption escaped."""
+    """A styled table in a float of its own, no wider than the text, between rules, with heads and caption escaped."""
     for axis in (0, 1):
         style = style.format_index(escape="latex", axis=axis)
     told = style.to_latex(
         hrules=True, multicol_align="c", caption=latex_text(caption), position_float="centering", **layout
     )
-    return str(told).replace("\\centering\n", f"\\centering\n{_NARROW}\n", 1)
+    for mark, replacement in (
+        ("\\centering\n", f"\\centering\n{_NARROW}\n"),
+        ("\\begin{tabular}", f"{_FITTED}\n\\begin{{tabular}}"),
+        ("\\end{tabular}", "\\end{tabular}}"),
+    ):
+        told = told.replace(mark, replacement, 1)
+    return str(told)

@@ -14,7 +14,7 @@ import pandas as pd
 from clp_plugin.store.frame import outcomes_frame
 from clp_plugin.store.outcomes import Outcome
 
-from ..board import NOTES, statements
+from ..board import board_notes, statements
 from ..labels import method_labels, record_names
 from ..ranking import REMOVED_ACC_DROP, REMOVED_ASR, has_backdoor, leaderboard, per_record
 from ..tables import outcome_rows
@@ -46,7 +46,7 @@ def page_html(outcomes: Sequence[Outcome], studies: Sequence[RecordStudy] = (), 
     columns = [*_CELL, *(_REPORTED if frame["apart"].notna().any() else ())]
     data = {
         "title": title,
-        "notes": NOTES,
+        "notes": board_notes(frame),
         "removed": {"asr": REMOVED_ASR, "acc_drop": REMOVED_ACC_DROP},
         "methods": _records(leaderboard(frame)),
         "statements": statements(frame),

@@ -10,6 +10,7 @@ import pytest
 from test_ranking import run
 
 from clp_plugin.reports.board import (
+    UNEQUAL,
     board_groups,
     board_latex,
     board_markdown,
@@ -117,17 +118,34 @@ def test_what_a_script_measured_stands_beside_what_was_measured_here() -> None:
     assert row["apart"] == 3
 
 
+def test_means_over_different_records_are_told() -> None:
+    everywhere = [run(name, record, acc=0.9, asr=0.1) for record in "ab" for name in ("clp", "ft")]
+    assert UNEQUAL not in board_markdown(outcomes_frame(everywhere), by=None)
+    assert UNEQUAL in board_markdown(outcomes_frame(everywhere[:-1]), by=None)
+    swapped = [run(name, record, acc=0.9, asr=0.1) for name, record in (("clp", "a"), ("ft", "b"))]
+    assert UNEQUAL in board_markdown(outcomes_frame(swapped), by=None)
+
+
 @pytest.mark.slow
 def test_any_text_compiles_in_latex(tmp_path: Path) -> None:
     found = shutil.which("kpsewhich")
-    if found is None or subprocess.run([found, "booktabs.sty"], capture_output=True, check=False).returncode:
-        pytest.skip("needs LaTeX with the package booktabs")
+    if (
+        found is None
+        or subprocess.run([found, "booktabs.sty", "graphicx.sty"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs LaTeX with the packages booktabs and graphicx")
     hostile = r"\a{b}_c & 50 % ~^ #1 $x$"
     runs = [run("clp", name, acc=0.9, asr=0.1, options={"u": u}) for name in ("a", "b") for u in (2.0, 3.0)]
-    body = latex_rows([{hostile: hostile, "n": 1.5}], hostile) + board_latex(outcomes_frame(runs), by="record")
-    source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    wide = [{f"a long head {number}": "a long cell" for number in range(12)}]
+    body = (
+        latex_rows([{hostile: hostile, "n": 1.5}], hostile)
+        + latex_rows(wide, "no wider than the text")
+        + board_latex(outcomes_frame(runs), by="record")
+    )
+    source = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "t.tex").write_text(source, encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout

@@ -109,10 +109,13 @@ def test_latex_marks_the_best_and_escapes_names() -> None:
 @pytest.mark.slow
 def test_latex_compiles(tmp_path: Path) -> None:
     found = shutil.which("kpsewhich")
-    if found is None or subprocess.run([found, "booktabs.sty"], capture_output=True, check=False).returncode:
-        pytest.skip("needs LaTeX with the package booktabs")
+    if (
+        found is None
+        or subprocess.run([found, "booktabs.sty", "graphicx.sty"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs LaTeX with the packages booktabs and graphicx")
     body = table_latex(performance_table(outcomes_frame(OUTCOMES)), "50 % & more_x")
-    source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    source = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "t.tex").write_text(source)
     done = subprocess.run(
         ["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -67,7 +67,7 @@ def _for_scripts(frame: pd.DataFrame, by: str | None, metric: Metric) -> dict[st
 
 
 def _for_people(frame: pd.DataFrame, by: str | None, metric: Metric) -> None:
-    from clp_plugin.reports.board import NOTES, board_groups, board_rows, reported_rows, said_of_the_best
+    from clp_plugin.reports.board import board_groups, board_notes, board_rows, reported_rows, said_of_the_best
 
     for value, own in board_groups(frame, by).items():
         rows = board_rows(own, sort=metric)
@@ -78,5 +78,5 @@ def _for_people(frame: pd.DataFrame, by: str | None, metric: Metric) -> None:
             say(line)
     if told := reported_rows(frame):
         show_table("what toolboxes' scripts measured themselves", list(told[0]), [list(row.values()) for row in told])
-    for note in NOTES:
+    for note in board_notes(frame):
         say(note)
