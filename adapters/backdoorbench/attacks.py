@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ from pathlib import Path
 from clp_plugin.errors import ConfigError, RecordError, ToolboxError, unknown_name
 from clp_plugin.files.locks import claimed
 from clp_plugin.records.exchange import RunRequest
-from clp_plugin.store.layout import LOGS
 
 from ..driving.checkout import Checkout
 from ..driving.process import Script, run_script
+from ..driving.results import RUN_LOG, log_file
 from ..driving.scripts import Declared, command_line, declared_options
 from ..driving.workspace import move_in
 from . import toolbox_facts
@@ -25,7 +24,6 @@ from .datasets import FACTS, DatasetFacts
 from .downloads import require_no_download
 from .surroundings import add_data, backdoorbench_workspace
 
-RUN_LOG = "clp_plugin_run.log"  # beside a script's results: what it printed
 # Declare the options that attacks share; one that a script does not take it refuses itself.
 _COMMON = (Path("attack", "prototype.py"), Path("attack", "badnet.py"))
 _NAME = re.compile(r"^[\w][\w.+-]*$", re.ASCII)
@@ -114,11 +112,6 @@ def run_attack(checkout: Checkout, plan: AttackPlan, request: RunRequest) -> Pat
 def _require_free(target: Path, *, force: bool) -> None:
     if target.exists() and not force:
         raise ConfigError(f"{target} exists already; choose another name, or give --force to replace it")
-
-
-def log_file(folder: Path, name: str) -> Path:
-    """The file that a running script's output goes to, and that stays if it fails; two runs at a time have two."""
-    return folder / LOGS / f"{name}-{os.getpid()}.log"
 
 
 def _options(root: Path, name: str, facts: DatasetFacts, request: RunRequest) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError
+from clp_plugin.errors import CheckpointError, RecordError, ToolboxError
 from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import (
     ChecksAttacks,
@@ -26,6 +26,7 @@ from clp_plugin.records.exchange import CheckoutState, RunRequest, ToolboxResult
 
 from ..driving import checkout
 from ..driving.process import Script, run_script
+from ..driving.results import RUN_LOG, log_file, require_free
 from ..driving.workspace import move_in
 from . import attacks, registration, state, toolbox_facts
 from .datasets import facts_of, find_data_root
@@ -88,13 +89,13 @@ class BackdoorBench(
         found = checkout.find_checkout(BACKDOORBENCH, request.root, record=record)
         defense = defense_named(method)
         target = request.destination or record / "defense" / defense.folder
-        _require_free(target, force=request.force)
+        require_free(target, force=request.force)
         result = self.attack_facts(record, trust=request.trust)
         data = find_data_root(result, checkout=found.root)
         request.report(f"BackdoorBench at {found.root} (found by {found.found_by})")
-        log = attacks.log_file(record, method)
+        log = log_file(record, method)
         with claimed(target, wait=False), backdoorbench_workspace(found.root) as place:
-            _require_free(target, force=request.force)  # another run may have ended since
+            require_free(target, force=request.force)  # another run may have ended since
             name = add_record(place, result)
             add_data(place, result.data_path, data)
             planned = plan(
@@ -106,13 +107,13 @@ class BackdoorBench(
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / "record" / name / "defense" / defense.folder
             model = _usable(produced, planned.options, script.path, trust=request.trust)
-            shutil.move(log, produced / attacks.RUN_LOG)
+            shutil.move(log, produced / RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
         return ToolboxResult(
             model, target, read_reported(target, method), seconds, planned.budget, defense.oracle, planned.options,
-            log=target / attacks.RUN_LOG, commit=checkout.commit_of(found.root),
+            log=target / RUN_LOG, commit=checkout.commit_of(found.root),
         )  # fmt: skip
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
@@ -151,13 +152,6 @@ class BackdoorBench(
 
     def check_attack(self, name: str, method: str, request: RunRequest) -> None:
         attacks.plan_attack(checkout.find_checkout(BACKDOORBENCH, request.root), name, method, request)
-
-
-def _require_free(target: Path, *, force: bool) -> None:
-    if target.exists() and any(target.iterdir()) and not force:
-        raise ConfigError(
-            f"{target} holds an earlier result; give --reuse to measure it, or --force to run again and replace it"
-        )
 
 
 def _usable(produced: Path, options: Mapping[str, Any], script: str, *, trust: bool) -> nn.Module:

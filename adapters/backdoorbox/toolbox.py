@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, RunsScripts
-from clp_plugin.records.exchange import CheckoutState
+from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, RunsDefenses, RunsScripts
+from clp_plugin.records.exchange import CheckoutState, RunRequest, ToolboxResult
 
 from ..driving import checkout
 from ..driving.bridges import restore_numpy_names, take_the_cpu_for_cuda
 from ..driving.program import run_as_program
-from . import state
+from . import defenses, state
 from .importing import lend_core
 from .record import BackdoorBoxRecords
 from .toolbox_facts import BACKDOORBOX
 
 
-class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, ChecksScripts, RunsScripts):
+class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, ChecksScripts, RunsDefenses, RunsScripts):
     """All that a checkout of BackdoorBox can do."""
 
     def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
@@ -26,6 +26,13 @@ class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, ChecksScripts, RunsScript
 
     def check(self, *, root: Path | None = None) -> CheckoutState:
         return state.check(checkout.find_checkout(BACKDOORBOX, root))
+
+    def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
+        found = checkout.find_checkout(BACKDOORBOX, request.root, record=record)
+        return defenses.run_defense(found, self.open(record, trust=request.trust), method, request)
+
+    def read_defense(self, record: Path, method: str) -> ToolboxResult:
+        return defenses.read_defense(self.open(record), method)
 
     def run_script(self, script: Path, arguments: Sequence[str], *, root: Path | None = None) -> None:
         if not script.is_file():

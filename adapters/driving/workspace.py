@@ -20,13 +20,13 @@ from clp_plugin.files.places import refusals_told
 
 
 @contextlib.contextmanager
-def workspace(checkout: Path, *, own: Collection[str], avoid: str) -> Iterator[Path]:
+def workspace(checkout: Path, *, own: Collection[str], avoid: str | None = None) -> Iterator[Path]:
     """Make a temporary folder with links to everything of a checkout but the folders that a script may write into.
 
     Args:
         checkout: The toolbox's root.
         own: The names of the folders that are new and empty in the workspace.
-        avoid: A word that the workspace's path must not hold, because the toolbox's scripts cut paths at it.
+        avoid: A word that the workspace's path must not hold, because the toolbox's scripts cut paths at it; None for none.
 
     Yields:
         The workspace, which is gone when the block ends.
@@ -49,10 +49,12 @@ def workspace(checkout: Path, *, own: Collection[str], avoid: str) -> Iterator[P
         yield place
 
 
-def _harmless(avoid: str, *places: str | Path) -> Path:
+def _harmless(avoid: str | None, *places: str | Path) -> Path:
     """The first folder for temporary files whose path does not hold the word to avoid; the usual one if all do."""
     usable = [place for place in map(Path, places) if place.is_dir() and os.access(place, os.W_OK)]
-    return next((place for place in usable if avoid not in str(place.resolve())), Path(tempfile.gettempdir()))
+    return next(
+        (place for place in usable if avoid is None or avoid not in str(place.resolve())), Path(tempfile.gettempdir())
+    )
 
 
 def move_in(produced: Path, destination: Path) -> None:

@@ -35,6 +35,7 @@ CHILD = {
     "clp_plugin.adapters.driving.program",
     "clp_plugin.adapters.backdoorbench.launcher",
     "clp_plugin.adapters.backdoorbench.bridges",
+    "clp_plugin.adapters.backdoorbox.launcher",
 }
 ENDPOINTS = {"cli"}  # the only room that talks to people, adapters and reports
 # Each room may use those of the lines above it, and none below: the floors of the house.

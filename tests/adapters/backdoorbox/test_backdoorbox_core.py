@@ -62,6 +62,7 @@ def test_what_starts_is_told_part_by_part(tmp_path: Path) -> None:
         ("attack", "BadNets"): "",
         ("attack", "Lost"): "ModuleNotFoundError: No module named 'package_that_nobody_has'",
         ("defense", "NAD"): "",
+        ("defense", "Pruning"): "",
     }
     assert found["registered"] is None
     assert found["pip"].endswith("pip install package_that_nobody_has")
