@@ -32,16 +32,30 @@ class ToolboxSettings(BaseModel):
     root: Path
 
 
+class DatasetSettings(BaseModel):
+    """Settings of one data set.
+
+    Attributes:
+        path: The folder that it lies in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+
+
 class Settings(BaseModel):
     """The content of the configuration file.
 
     Attributes:
         toolboxes: Name to settings.
+        datasets: Name to settings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     toolboxes: dict[str, ToolboxSettings] = {}
+    datasets: dict[str, DatasetSettings] = {}
 
 
 def config_file() -> Path:
@@ -74,7 +88,28 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ConfigError(f"{path}: {where}: {first['msg']}; expected toolboxes: {{NAME: {{root: PATH}}}}") from error
+        raise ConfigError(
+            f"{path}: {where}: {first['msg']}; expected toolboxes: {{NAME: {{root: PATH}}}}, "
+            "datasets: {NAME: {path: PATH}}"
+        ) from error
+
+
+def dataset_variable(name: str) -> str:
+    """The environment variable that says where a data set lies, such as ``CLP_PLUGIN_CIFAR10``."""
+    return f"CLP_PLUGIN_{name.upper()}"
+
+
+def dataset_folder(name: str) -> Path | None:
+    """The folder of a data set by its environment variable, else by the configuration file; None if neither tells.
+
+    Raises:
+        ConfigError: If the configuration file cannot be read.
+    """
+    chosen = os.environ.get(dataset_variable(name))
+    if chosen:
+        return Path(chosen)
+    settings = load_settings().datasets.get(name)
+    return None if settings is None else settings.path
 
 
 def remember_toolbox(name: str, root: Path) -> Path:

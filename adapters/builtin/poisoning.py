@@ -77,6 +77,12 @@ def split(labels: Ints, rule: TargetRule, settings: AttackSettings, *, keeps_lab
     return Parts(chosen, benign, np.sort(poisoned))
 
 
+def sampled(parts: Parts, count: int, seed: int) -> Parts:
+    """The parts with a random ``count`` of the images trained on, at most all of them, poisoned as they were."""
+    kept = np.sort(numpy_generator(seed, Stream.SAMPLE).permutation(len(parts.train))[:count])
+    return replace(parts, train=parts.train[kept], poisoned=np.flatnonzero(np.isin(kept, parts.poisoned)))
+
+
 def clean_training_set(dataset: Dataset, parts: Parts) -> ArrayImages:
     """The images trained on, as they were before the attack."""
     return ArrayImages(dataset.train_pixels[parts.train], dataset.train_labels[parts.train], dataset.mean, dataset.std)
@@ -87,7 +93,8 @@ def poisoned_training_set(
 ) -> ArrayImages:
     """The images trained on with the labels trained on; ``stamp`` puts the trigger on, otherwise that is left to a hook."""
     pixels, labels = clean.pixels.copy(), clean.labels.copy()
-    pixels[poisoned] = attack.perturb(pixels[poisoned])
+    if len(poisoned):  # an attack that was read from a record may not know how to perturb
+        pixels[poisoned] = attack.perturb(pixels[poisoned])
     if stamp:
         pixels[poisoned] = attack.poison(pixels[poisoned])
     labels[poisoned] = rule.wanted(labels[poisoned])
@@ -108,10 +115,8 @@ def record_images(
         seed: Seed of that part.
     """
     twins = np.flatnonzero(rule.counted(dataset.test_labels))
-    kept = np.sort(numpy_generator(seed, Stream.SAMPLE).permutation(len(parts.train))[:sample])
-    part = replace(parts, train=parts.train[kept])
-    clean = clean_training_set(dataset, part)
-    training = poisoned_training_set(clean, attack, rule, np.flatnonzero(np.isin(kept, parts.poisoned)))
+    kept = sampled(parts, sample, seed)
+    training = poisoned_training_set(clean_training_set(dataset, kept), attack, rule, kept.poisoned)
     return RecordImages(
         clean_pixels=dataset.test_pixels,
         clean_labels=dataset.test_labels,

@@ -20,14 +20,17 @@ from clp_plugin.records.adapter import ReadsRecords
 from clp_plugin.records.exchange import RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 
+from .borrowed_images import borrowed_images
 from .models.build import build
 from .record_files import (
+    BORROWED,
     DESCRIPTION,
     IMAGES,
     TOOLBOX,
     UNFINISHED,
     WEIGHTS,
     Description,
+    borrows,
     read_description,
     read_images,
     require_files,
@@ -39,7 +42,7 @@ class BuiltinAdapter(ReadsRecords):
 
     def sniff(self, path: Path) -> bool:
         # One of the others is enough, so that a record that lost a file gets a message that says which.
-        ours = (path / DESCRIPTION).is_file() and any((path / name).is_file() for name in (WEIGHTS, IMAGES))
+        ours = (path / DESCRIPTION).is_file() and any((path / name).is_file() for name in (WEIGHTS, IMAGES, BORROWED))
         return ours or (path / UNFINISHED).is_file()
 
     def open(self, path: Path, *, trust: bool = False) -> Record:
@@ -48,7 +51,7 @@ class BuiltinAdapter(ReadsRecords):
         description = read_description(path)
         require_files(path)
         model = _load_model(path, description)
-        images = read_images(path, description)
+        images = borrowed_images(path, description) if borrows(path) else read_images(path, description)
         clean_labels = images.clean_labels
 
         def image_set(pixels: NDArray[np.uint8], labels: Ints) -> ArrayImages:
@@ -63,7 +66,9 @@ class BuiltinAdapter(ReadsRecords):
             ),
             target=description.target,
             benign=image_set(images.benign_pixels, images.benign_labels),
-            poisoned_training=image_set(images.training_pixels, images.training_labels),
+            poisoned_training=image_set(images.training_pixels, images.training_labels)
+            if len(images.training_pixels)
+            else None,
             provenance=_provenance(path, description),
         )
 

@@ -23,6 +23,7 @@ from clp_plugin.types import Ints, TargetRule
 
 SCHEMA_VERSION = 2
 DESCRIPTION, WEIGHTS, IMAGES = "record.json", "model.safetensors", "images.safetensors"
+BORROWED = "borrowed.safetensors"  # instead of the images: how to find them in the data set
 TRIGGER = "trigger.safetensors"
 UNFINISHED = "unfinished.json"
 TOOLBOX = "builtin"
@@ -127,13 +128,14 @@ def write_record(
     save_weights(model.state_dict(), folder / WEIGHTS)
     delete(folder / TRIGGER)
     if trigger_arrays:
-        _save_arrays(dict(trigger_arrays), folder / TRIGGER)
-    _save_arrays(dict(zip(_ARRAYS, vars(images).values(), strict=True)), folder / IMAGES)
+        save_arrays(dict(trigger_arrays), folder / TRIGGER)
+    save_arrays(dict(zip(_ARRAYS, vars(images).values(), strict=True)), folder / IMAGES)
     complete = Description(**description, sha256=sha256(folder / WEIGHTS))
     write_json_atomically(folder / DESCRIPTION, asdict(complete))
 
 
-def _save_arrays(arrays: dict[str, NDArray[Any]], file: Path) -> None:
+def save_arrays(arrays: dict[str, NDArray[Any]], file: Path) -> None:
+    """Write arrays by name as safetensors, whole or not at all."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(file, lambda opened: opened.write(save(whole)))
 
@@ -150,13 +152,18 @@ def read_description(path: Path) -> Description:
     return read_described(file, Description, schema_version=SCHEMA_VERSION, again="bench attack")
 
 
+def borrows(path: Path) -> bool:
+    """Whether a record holds no images but says how to find them in the data set."""
+    return (path / BORROWED).is_file() and not (path / IMAGES).exists()
+
+
 def require_files(path: Path) -> None:
     """Check that what ``record.json`` describes is there.
 
     Raises:
         RecordError: Naming the missing file.
     """
-    for name in (WEIGHTS, IMAGES):
+    for name in (WEIGHTS, BORROWED if borrows(path) else IMAGES):
         if not (path / name).is_file():
             raise RecordError(
                 f"{path / name}: missing; the record is incomplete: copy it again, or attack with --force"
@@ -169,10 +176,15 @@ def read_trigger(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         RecordError: If the file is damaged.
     """
-    return _load_arrays(path / TRIGGER) if (path / TRIGGER).exists() else {}
+    return load_arrays(path / TRIGGER) if (path / TRIGGER).exists() else {}
 
 
-def _load_arrays(file: Path) -> dict[str, NDArray[Any]]:
+def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name.
+
+    Raises:
+        RecordError: If the file is missing or damaged.
+    """
     try:
         with open_regular(file, raises=RecordError) as opened:
             require_header(opened)
@@ -190,7 +202,7 @@ def read_images(path: Path, description: Description) -> RecordImages:
         RecordError: If it is missing, damaged, or does not fit the description.
     """
     file = path / IMAGES
-    arrays = _load_arrays(file)
+    arrays = load_arrays(file)
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise RecordError(f"{file}: expected the arrays {', '.join(_ARRAYS)}; missing: {', '.join(missing)}")

@@ -93,7 +93,8 @@ class AttackRequest:
             "preset", "dataset", "data", "model", "width", "target", "poison_rate", "recipe", "epochs", "batch_size", "lr",
             "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger",
         )  # fmt: skip
-        return {name: value for name in asked if (value := getattr(self, name)) not in (None, False)}
+        values = {name: getattr(self, name) for name in asked}
+        return {name: value for name, value in values.items() if value is not None and value is not False}  # 0 is given
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,13 @@ def test_same_attack_twice_gives_the_same_model(record: Path, tmp_path: Path) ->
     assert one["sha256"] == two["sha256"]
 
 
+def test_a_value_of_zero_is_given(tmp_path: Path) -> None:
+    made = bench("attack", *ATTACK, "--poison-rate", "0", "--out", tmp_path / "twin", "--device", "cpu")
+    assert made.code == 0
+    assert "did not take" not in made.err
+    assert open_record(tmp_path / "twin").provenance.poison_rate == 0
+
+
 def test_attack_mistakes(record: Path, tmp_path: Path) -> None:
     out = ["attack", "--out", tmp_path / "x"]
     assert "unknown attack 'nope'; known: badnets, blended" in refused(*out, "--method", "nope")
