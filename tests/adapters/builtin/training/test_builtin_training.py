@@ -271,7 +271,7 @@ def test_impossible_recipes_are_told(change: dict[str, object], message: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"poison_rate": 0.0}, "poison rate: expected a share between 0 and 1"),
+        ({"poison_rate": -0.1}, "poison rate: expected a share from 0"),
         ({"poison_rate": 1.0}, "found 1.0"),
         ({"poison_rate": 10}, "found 10"),
         ({"seed": -1}, "seed"),
