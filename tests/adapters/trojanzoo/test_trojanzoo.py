@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -124,6 +125,18 @@ def test_a_wrong_option_is_told_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "u" in done.stderr.splitlines()[-1]
+
+
+@needs_trojanzoo
+@pytest.mark.slow
+def test_what_is_in_its_registry_is_told_with_its_version() -> None:
+    command = [sys.executable, "-m", "clp_plugin", "toolbox", "check", "trojanzoo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads(done.stdout)
+    problems = {(each["kind"], each["name"]): each["problem"] for each in found["scripts"]}
+    assert problems["attack", "badnet"] == problems["defense", "fine_pruning"] == ""
+    assert "Pascal VOC" in problems["attack", "refool"]
+    assert version("trojanzoo") in found["found_by"]
 
 
 @pytest.mark.parametrize(
