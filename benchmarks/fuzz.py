@@ -37,7 +37,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from clp_plugin.adapters.backdoorbench.attack_result import FILE, read_attack_result
-from clp_plugin.adapters.builtin.record_files import _load_arrays, read_description
+from clp_plugin.adapters.builtin.record_files import load_arrays, read_description
 from clp_plugin.adapters.image_sets.cifar_batches import TEST_FILES, read_batches
 from clp_plugin.adapters.image_sets.gtsrb import _read_table
 from clp_plugin.adapters.image_sets.image_files import FORMATS, decode
@@ -154,7 +154,7 @@ def kinds() -> Mapping[str, Kind]:
         "plain": Kind("info.pickle", _saved(), nested["args"], read_pickle_checkpoint),
         "attack-result": Kind(FILE, _saved(), result, lambda path: read_attack_result(path.parent)),
         "safetensors": Kind("x.safetensors", _safetensors, header, load_checkpoint),
-        "arrays": Kind("images.safetensors", lambda _: save({"a": pixels}), None, _load_arrays),
+        "arrays": Kind("images.safetensors", lambda _: save({"a": pixels}), None, load_arrays),
         "cifar": Kind("test_batch", pickle.dumps, batch, lambda path: read_batches(path.parent, TEST_FILES)),
         "record": Kind("record.json", _json, record, lambda path: read_description(path.parent)),
         "outcome": Kind("x.json", _json, outcome, load_outcome),

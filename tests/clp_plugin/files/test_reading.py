@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clp_plugin.adapters.builtin.record_files import _load_arrays, read_description
+from clp_plugin.adapters.builtin.record_files import load_arrays, read_description
 from clp_plugin.adapters.image_sets.cifar_batches import TEST_FILES, read_batches
 from clp_plugin.adapters.image_sets.image_files import decode
 from clp_plugin.config import CONFIG_VARIABLE, load_settings
@@ -83,7 +83,7 @@ def configured(odd: Path) -> object:
         load_outcome,
         load_mask,
         sha256,
-        _load_arrays,
+        load_arrays,
         as_name("record.json", read_description),
         as_name("test_batch", lambda folder: read_batches(folder, TEST_FILES)),
         lambda odd: decode(odd, (3, 8, 8)),
