@@ -111,8 +111,12 @@ class BackdoorBench(
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
+        # The seed stands apart from options, lest the seeds of one method pass for several methods.
+        options = {
+            name: value for name, value in planned.options.items() if (name, value) != ("random_seed", request.seed)
+        }
         return ToolboxResult(
-            model, target, read_reported(target, method), seconds, planned.budget, defense.oracle, planned.options,
+            model, target, read_reported(target, method), seconds, planned.budget, defense.oracle, options,
             log=target / RUN_LOG, commit=checkout.commit_of(found.root),
         )  # fmt: skip
 

@@ -34,7 +34,11 @@ class RayCluster:
         ray = _ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         started_here = None if self.address else (self.workers or 0) * self.threads or None
-        ray.init(address=self.address, num_cpus=started_here, include_dashboard=False, log_to_driver=False)
+        try:
+            ray.init(address=self.address, num_cpus=started_here, include_dashboard=False, log_to_driver=False)
+        except Exception as error:  # of a cluster that does not come up Ray raises a plain one
+            told = " ".join(str(error).split())
+            raise ConfigError(f"Ray does not start: {told}; is the machine overloaded, or --address wrong?") from error
         try:
             resources = {"num_cpus": self.threads, "num_gpus": int(settings.device.startswith("cuda"))}
             _require(ray.cluster_resources(), resources)

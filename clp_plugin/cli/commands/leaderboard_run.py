@@ -95,13 +95,13 @@ def _check_methods(methods: Sequence[Method], settings: GridSettings, catalogue:
 def _tasks(
     request: GridRequest, methods: tuple[Method, ...], settings: GridSettings, catalogue: Catalogue
 ) -> list[Task]:
-    """One task a record, in an order that is the same on every machine."""
+    """One task a record, in an order that is the same on every machine; by its full path, as outcomes are read anywhere."""
     seeds = tuple(dict.fromkeys(parse_seeds(request.seeds)))
-    found = [Task(path, methods, seeds, request.toolbox) for path in _records(request, catalogue)]
+    found = [Task(path.absolute(), methods, seeds, request.toolbox) for path in _records(request, catalogue)]
     for seed in parse_seeds(request.attack_seeds, flag="--attack-seeds"):
         for name in request.attack:
             attack = AttackFirst(name, request.preset, seed)
-            place = settings.store.record(attack.folder)
+            place = settings.store.record(attack.folder).absolute()
             _check_attack(attack, place, settings, catalogue)
             found.append(Task(place, methods, seeds, attack=attack))
     if not found:

@@ -257,6 +257,12 @@ def test_settings_win_over_argparse_and_the_user_over_both(record: Path) -> None
     assert own.options["rho"] == 0.5
 
 
+def test_seeds_of_one_method_are_one_method(record: Path) -> None:
+    one, two = (BackdoorBench().run_defense(record, "ft", RunRequest(seed=seed, force=True)) for seed in (0, 1))
+    assert [seen(two)["args"]["random_seed"], dict(one.options)] == [1, dict(two.options)]
+    assert run_defense(record, force=True, random_seed=9).options["random_seed"] == 9, "another than the outcome's"
+
+
 def test_on_a_gpu_the_settings_decide_about_mixed_precision(record: Path) -> None:
     found = seen(BackdoorBench().run_defense(record, "ft", RunRequest(device="cuda:1", seed=4)))
     assert [found["args"][name] for name in ("device", "amp", "random_seed")] == ["cuda:1", None, 4]

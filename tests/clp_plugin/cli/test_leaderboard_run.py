@@ -50,6 +50,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "PRESETS", {**PRESETS, "small": TINY})
 
 
+def test_outcomes_name_their_record_by_its_full_path(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(records)
+    run(tmp_path / "out", "--record", "badnets-1", "--method", "clp")
+    assert [found.provenance["path"] for found in outcomes(tmp_path / "out")] == [str(records / "badnets-1")]
+
+
 def test_records_times_methods_times_seeds_are_run_once(records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(out, "--record", f"{records}/*", *TWO_BY_TWO, "--json")

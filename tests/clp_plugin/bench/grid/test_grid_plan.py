@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from clp_plugin.bench.grid.methods import Method
+from clp_plugin.bench.grid.on_ray import RayCluster
 from clp_plugin.bench.grid.plan import Cell, GridSettings, Task, cells_of, seconds_by_method, shard
 from clp_plugin.errors import ConfigError
 from clp_plugin.registry import load_catalogue
@@ -61,3 +64,12 @@ def test_times_are_means_of_what_ended_well() -> None:
 
     stored = [outcome("clp", 1), outcome("clp", 3), outcome("ft", 9, status="failed", error="no")]
     assert seconds_by_method(stored) == {("clp", "clp_plugin"): 2}
+
+
+def test_cluster_that_does_not_come_up_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(ConfigError, match="Ray does not start: The current node timed out during startup"):
+        RayCluster().run([], GridSettings(tmp_path), lambda _: None)
