@@ -37,8 +37,8 @@ class RayCluster:
         try:
             ray.init(address=self.address, num_cpus=started_here, include_dashboard=False, log_to_driver=False)
         except Exception as error:  # of a cluster that does not come up Ray raises a plain one
-            told = " ".join(str(error).split())
-            raise ConfigError(f"Ray does not start: {told}; is the machine overloaded, or --address wrong?") from error
+            why = " ".join(str(error).split())
+            raise ConfigError(f"Ray does not start: {why}; is the machine overloaded, or --address wrong?") from error
         try:
             resources = {"num_cpus": self.threads, "num_gpus": int(settings.device.startswith("cuda"))}
             _require(ray.cluster_resources(), resources)
