@@ -31,9 +31,9 @@ class SurrogatePruning:
     3. The gate: unless a patch of at most ``gate_size`` reaches ``gate_success``, nothing is pruned.
     4. Channels of fused and diagonal layers are ranked by what pruning them takes from the triggers over what it takes
        from the images' own classes, to first order; of the first 0, 1, 2, ... 24 those are pruned for which the fall of
-       the triggers' success minus the fall of agreement with the network before is largest.
+       the triggers' success minus the fall of agreement with the network before is largest, if ``least_agreement`` is kept.
     5. On the pruned network the patch is sought again, one pixel larger, and the pattern at its norm: the next round. It
-       ends after ``rounds`` of them, or when both succeed on less than half.
+       ends after ``rounds`` of them, when both succeed on less than half, or when one prunes nothing.
 
     The log holds the evidence: ``target`` (the suspected class; a hint), ``finding``, ``losses`` (class to cross-entropy),
     ``rounds`` (success before and after, agreement, channels), ``agreement`` of all rounds together.
@@ -42,6 +42,7 @@ class SurrogatePruning:
         gate_size: Largest side of a patch that counts as a trigger's.
         gate_success: Least share of held-out synthetic images that it must send to its class.
         rounds: The most rounds of pruning.
+        least_agreement: Least share of synthetic images that must keep their class through each round.
         images: Number of images synthesised with classes; as many without.
 
     Raises:
@@ -56,6 +57,7 @@ class SurrogatePruning:
     gate_size: int = 3
     gate_success: float = 0.8
     rounds: int = 4
+    least_agreement: float = 0.8
     images: int = 40
     budget: ClassVar[BudgetKind] = "none"
 
@@ -65,6 +67,7 @@ class SurrogatePruning:
             ("gate_size", is_count(self.gate_size, 1), "a whole number of 1 or more"),
             ("gate_success", is_number(self.gate_success) and 0 < self.gate_success <= 1, "above 0 up to 1"),
             ("rounds", is_count(self.rounds, 1), "a whole number of 1 or more"),
+            ("least_agreement", is_number(self.least_agreement) and 0 <= self.least_agreement <= 1, "from 0 to 1"),
             ("images", is_count(self.images, 10), "a whole number of 10 or more"),
         )
 
@@ -86,7 +89,9 @@ class SurrogatePruning:
             mask = Mask({})
             if gate.passes(found.patch):
                 before = network.classes(found.like_training)
-                mask, done = prune_in_rounds(network, view, found, rounds=self.rounds)
+                mask, done = prune_in_rounds(
+                    network, view, found, rounds=self.rounds, least_agreement=self.least_agreement
+                )
                 log |= {
                     "rounds": [one.to_json() for one in done],
                     "agreement": agreement(network, found.like_training, before),

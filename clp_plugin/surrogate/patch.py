@@ -14,6 +14,7 @@ from clp_plugin.surrogate.trigger import Surrogate
 SIZES = (3, 4, 5)
 _WINDOW = 5  # side of the windows that the first search looks at
 _WINDOWS = 2  # a class, of each of the two ways to choose them
+_SEARCHED_ON = 10  # classes
 _STEP, _MOMENTUM = 0.15, 0.8
 _BATCH = 512
 
@@ -56,12 +57,11 @@ def search_patch(
             ]
         )
     ]
-    patches = fit_patches(network, fit[:3], starts, side, steps=8)
+    patches = fit_patches(network, fit, starts, side, count=3, steps=8)
     reached = _reached(network, held_out, starts, patches)
-    order = sorted(range(len(starts)), key=reached.__getitem__)
-    best = list({starts[i][0]: starts[i] for i in reversed(order)}.values())[::-1][:10]
-    losses = {starts[i][0]: reached[i] for i in reversed(order)}
-    patches = fit_patches(network, fit[:6], best, side, steps=16)
+    losses = {starts[i][0]: reached[i] for i in sorted(range(len(starts)), key=reached.__getitem__, reverse=True)}
+    best = easiest(starts, reached, count=_SEARCHED_ON)
+    patches = fit_patches(network, fit, best, side)
     again = _reached(network, held_out, best, patches)
     losses |= {target: loss for (target, _), loss in zip(best, again, strict=True)}
     target, place = best[min(range(len(best)), key=again.__getitem__)]
@@ -101,7 +101,7 @@ def refine_patch(
     for size in sizes:
         around = sorted({near for place in places for near in _around(place, side, size, reach, fit.shape[2:])})
         starts = [(target, place) for place in around]
-        patches = fit_patches(network, fit[:6], starts, size, steps=16)
+        patches = fit_patches(network, fit, starts, size)
         reached = _reached(network, held_out, starts, patches)
         best = min(range(len(starts)), key=reached.__getitem__)
         one = Surrogate("patch", target, patches[best].cpu(), around[best], 0.0, losses)
@@ -142,22 +142,41 @@ def windows(values: Tensor, side: int, *, count: int) -> list[Place]:
 
 
 def fit_patches(
-    network: PixelNetwork, images: Tensor, starts: Sequence[tuple[int, Place]], size: int, *, steps: int
+    network: PixelNetwork,
+    images: Tensor,
+    starts: Sequence[tuple[int, Place]],
+    size: int,
+    *,
+    count: int = 6,
+    steps: int = 16,
 ) -> Tensor:
     """One patch for each class and place, ``(starts, C, size, size)``, by sign steps with momentum from grey.
+
+    Every step sees other images, so that a patch is found that works on all of them and not on a few.
 
     Args:
         network: The network behind its normalization.
         images: Images that each patch is fitted on, ``(B, C, H, W)``.
         starts: Class and upper left corner of each patch.
         size: Side of the patches.
+        count: Number of images of one step.
         steps: Number of steps; their size falls from 0.15 to a fifth of it.
     """
-    at_once = max(1, _BATCH // len(images))
-    parts = [
-        _ascend(network, images, starts[i : i + at_once], size, steps) for i in range(0, len(starts), at_once)
-    ]  # fmt: skip
+    at_once = max(1, _BATCH // count)
+    batches = [images[(torch.arange(count) + step * count) % len(images)] for step in range(steps)]
+    parts = [_ascend(network, batches, starts[i : i + at_once], size) for i in range(0, len(starts), at_once)]
     return torch.cat(parts)
+
+
+def easiest(starts: Sequence[tuple[int, Place]], reached: Sequence[float], *, count: int) -> list[tuple[int, Place]]:
+    """The start of lowest loss of each class, and of these the ``count`` lowest, lowest first.
+
+    A class is as easy as its best place: most windows of a backdoor's target tell nothing.
+    """
+    best: dict[int, tuple[int, Place]] = {}
+    for i in sorted(range(len(starts)), key=reached.__getitem__):
+        best.setdefault(starts[i][0], starts[i])
+    return list(best.values())[:count]
 
 
 def stamped(images: Tensor, patches: Tensor, places: Sequence[Place]) -> Tensor:
@@ -173,21 +192,20 @@ def stamped(images: Tensor, patches: Tensor, places: Sequence[Place]) -> Tensor:
     return shown.permute(0, 3, 4, 1, 2).flatten(0, 1)
 
 
-def _ascend(
-    network: PixelNetwork, images: Tensor, starts: Sequence[tuple[int, Place]], size: int, steps: int
-) -> Tensor:
-    labels = torch.tensor([target for target, _ in starts], device=images.device).repeat_interleave(len(images))
+def _ascend(network: PixelNetwork, batches: Sequence[Tensor], starts: Sequence[tuple[int, Place]], size: int) -> Tensor:
+    first = batches[0]
+    labels = torch.tensor([target for target, _ in starts], device=first.device).repeat_interleave(len(first))
     places = [place for _, place in starts]
-    patches = torch.full((len(starts), images.shape[1], size, size), 0.5, device=images.device)
+    patches = torch.full((len(starts), first.shape[1], size, size), 0.5, device=first.device)
     velocity = torch.zeros_like(patches)
-    for step in range(steps):
+    for step, images in enumerate(batches):
         patches.requires_grad_()
         loss = shortfall(network.logits(stamped(images, patches, places)), labels).sum()
         (gradient,) = torch.autograd.grad(loss, patches)
         with torch.no_grad():
             scale = gradient.abs().flatten(1).mean(1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
             velocity = _MOMENTUM * velocity + gradient / scale
-            patches = (patches - _STEP * (1 - 0.8 * step / steps) * velocity.sign()).clamp(0, 1)
+            patches = (patches - _STEP * (1 - 0.8 * step / len(batches)) * velocity.sign()).clamp(0, 1)
     return patches.detach()
 
 

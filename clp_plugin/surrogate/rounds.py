@@ -49,14 +49,15 @@ class Round:
 
 def prune_in_rounds(
     network: PixelNetwork, view: FusedView, found: Found, *, rounds: int, enough: float = 0.5,
-    progress: Progress | None = None,
+    least_agreement: float = 0.8, progress: Progress | None = None,
 ) -> tuple[Mask, list[Round]]:  # fmt: skip
     """Prune ``network`` in place until no trigger of its target class works.
 
     A round ranks the channels by gain over cost (:func:`clp_plugin.surrogate.order.gain_over_cost`) against the triggers at
-    hand, and prunes the prefix of that order with the largest fall of success minus fall of agreement. Then the patch is
-    sought again one pixel larger, near its place and at the five windows where replacing pixels gains most, and the pattern
-    at its norm. Rounds end when both succeed on less than ``enough``.
+    hand, and prunes the prefix of that order with the largest fall of success minus fall of agreement, of those that keep
+    ``least_agreement``. Then the patch is sought again one pixel larger, near its place and at the five windows where
+    replacing pixels gains most, and the pattern at its norm. Rounds end when both succeed on less than ``enough``, or with
+    a round that prunes nothing.
 
     Args:
         network: The network behind its normalization, in eval mode.
@@ -64,6 +65,8 @@ def prune_in_rounds(
         found: The triggers and the images.
         rounds: The most rounds, 1 or more.
         enough: The success below which a trigger counts as gone.
+        least_agreement: The share of synthetic images, 0 to 1, that must keep through a round the class that they had
+            before it: a trigger that only a broken network would lose is left in place.
         progress: Called with the rounds done and the most rounds.
 
     Returns:
@@ -75,7 +78,7 @@ def prune_in_rounds(
         values = gain_over_cost(network, found.fit, surrogates, list(widths))
         masks = prefix_masks(ranked(values), widths)
         tried = try_masks(network, masks, surrogates, found.held_out, found.like_training)
-        best = best_stop(tried)
+        best = best_stop(tried, least_agreement=least_agreement)
         apply_mask(network.network, masks[best])
         total = total | masks[best]
         log.append(
@@ -86,6 +89,8 @@ def prune_in_rounds(
         )  # fmt: skip
         if progress is not None:
             progress(number + 1, rounds)
+        if tried[best].pruned == 0:
+            break
         if number + 1 < rounds:
             surrogates = [_sought_again(network, found, one) for one in surrogates]
             if max(one.success for one in surrogates) < enough:

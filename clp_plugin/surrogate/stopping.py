@@ -66,9 +66,17 @@ def agreement(network: PixelNetwork, images: Tensor, before: Tensor) -> float:
     return float((network.classes(images) == before).double().mean())
 
 
-def best_stop(tried: Sequence[Tried]) -> int:
+def best_stop(tried: Sequence[Tried], *, least_agreement: float = 0.0) -> int:
     """Position of the candidate with the largest fall of success minus fall of agreement; of equal ones the smallest mask.
 
     Both falls count from the candidate that prunes nothing, so that only success + disagreement matters.
+
+    Args:
+        tried: The candidates; one that agrees wholly is among them wherever one prunes nothing.
+        least_agreement: The agreement, 0 to 1, that a candidate must keep to be taken.
+
+    Raises:
+        ValueError: If no candidate keeps it.
     """
-    return min(range(len(tried)), key=lambda i: (round(tried[i].success - tried[i].agreement, 9), tried[i].pruned))
+    kept = [i for i, one in enumerate(tried) if one.agreement >= least_agreement]
+    return min(kept, key=lambda i: (round(tried[i].success - tried[i].agreement, 9), tried[i].pruned))

@@ -49,7 +49,9 @@ def test_a_network_without_batchnorm_is_refused() -> None:
         DEFENSE.repair(model, BUDGET)
 
 
-@pytest.mark.parametrize("wrong", [{"gate_size": 0}, {"gate_success": 0.0}, {"rounds": 0}, {"images": 5}])
+@pytest.mark.parametrize(
+    "wrong", [{"gate_size": 0}, {"gate_success": 0.0}, {"rounds": 0}, {"least_agreement": 1.1}, {"images": 5}]
+)
 def test_impossible_options_are_refused_before_anything_runs(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SurrogatePruning(**wrong)

@@ -16,7 +16,7 @@ from clp_plugin.masking.apply import apply_mask
 from clp_plugin.surrogate.finding import Found, Gate, find_surrogates
 from clp_plugin.surrogate.images import dead_leaves, statistics_distance, synthesise
 from clp_plugin.surrogate.order import gain_over_cost, prefix_masks, ranked
-from clp_plugin.surrogate.patch import stamped
+from clp_plugin.surrogate.patch import easiest, fit_patches, stamped
 from clp_plugin.surrogate.pixels import PixelNetwork, shortfall
 from clp_plugin.surrogate.rounds import prune_in_rounds
 from clp_plugin.surrogate.stopping import Tried, best_stop, try_masks
@@ -70,6 +70,15 @@ def test_rounds_prune_the_planted_channel_first_and_end_the_true_trigger(found: 
     assert mask.indices() == {LAYER: [CHANNEL]}
     assert log[0].before >= 0.8 > log[0].after
     assert true_patch().success_on(network, images, network.classes(images)) < 0.2
+
+
+def test_a_round_that_may_prune_nothing_is_the_last(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The stop takes the first candidate, which prunes nothing; without an end four rounds would be told.
+    monkeypatch.setattr("clp_plugin.surrogate.rounds.best_stop", lambda _tried, **_options: 0)
+    network = planted(backdoor=True)
+    mask, log = prune_in_rounds(network, fuse(network.network, SHAPE), found, rounds=4)
+    assert len(mask) == 0
+    assert [one.pruned for one in log] == [0]
 
 
 def test_the_search_leaves_the_network_as_it_was(found: Found) -> None:
@@ -182,6 +191,31 @@ def test_the_stop_is_that_of_an_exhaustive_search_with_masks_applied_by_hand(fou
 
 def test_of_equal_stops_the_one_that_prunes_least_is_taken() -> None:
     assert best_stop([Tried(0, 0.9, 1.0), Tried(5, 0.2, 0.9), Tried(3, 0.3, 1.0), Tried(9, 0.1, 0.2)]) == 2
+
+
+def test_a_candidate_below_the_least_agreement_is_not_taken() -> None:
+    tried = [Tried(0, 1.0, 1.0), Tried(2, 0.6, 0.9), Tried(9, 0.0, 0.7)]
+    assert best_stop(tried) == 2
+    assert best_stop(tried, least_agreement=0.8) == 1
+
+
+def test_a_class_is_as_easy_as_its_best_place_however_bad_its_others() -> None:
+    starts = [(0, (0, 0)), (1, (1, 1)), (0, (2, 2)), (2, (3, 3)), (1, (4, 4))]
+    reached = [9.0, 3.0, 0.0, 4.0, 2.0]
+    assert easiest(starts, reached, count=2) == [(0, (2, 2)), (1, (4, 4))]
+
+
+def test_a_patch_is_fitted_on_every_image_and_not_on_the_first_ones() -> None:
+    seen: set[float] = set()
+
+    class Watched(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.update(images[:, 0, 0, 0].tolist())  # the corner, which the patch does not cover
+            return super().forward(images.flatten(1))
+
+    images = (torch.arange(12.0) / 16).reshape(12, 1, 1, 1).expand(12, 3, 8, 8)
+    fit_patches(PixelNetwork(Watched(192, 2), (0.0,), (1.0,)), images, [(1, (4, 4))], 3, count=6, steps=2)
+    assert seen == set(images[:, 0, 0, 0].tolist())
 
 
 def test_a_network_without_batchnorm_statistics_is_refused_by_name() -> None:
