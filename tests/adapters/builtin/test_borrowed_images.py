@@ -63,36 +63,41 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return run_attack(settings, folder / "whole"), data
 
 
+@pytest.fixture
+def small(whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record without its images; where the data set lies is told."""
+    record, data = whole
+    monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(data))
+    without_images(record, tmp_path / "zoo" / "small")
+    return tmp_path / "zoo" / "small"
+
+
 def pixels_of(images: ImageSet | None) -> np.ndarray:
     assert images is not None
     return np.concatenate([batch.numpy() for batch in images.batches(64)])
 
 
-def test_on_the_very_data_set_all_images_are_those_of_the_record(
-    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, data = whole
-    monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(data))
-    without_images(record, tmp_path / "zoo" / "small")
-    assert not (tmp_path / "zoo" / "small" / "images.safetensors").exists()
-    full, borrowing = open_record(record), open_record(tmp_path / "zoo" / "small")
+def test_on_the_very_data_set_all_images_are_those_of_the_record(whole: tuple[Path, Path], small: Path) -> None:
+    assert not (small / "images.safetensors").exists()
+    full, borrowing = open_record(whole[0]), open_record(small)
     for name in ("clean", "benign", "poisoned_training"):
         assert np.array_equal(pixels_of(getattr(full, name)), pixels_of(getattr(borrowing, name)))
         assert np.array_equal(getattr(full, name).labels, getattr(borrowing, name).labels)
     assert np.array_equal(pixels_of(full.triggered.images), pixels_of(borrowing.triggered.images))
-    (listed,) = list_records(tmp_path / "zoo")
+    (listed,) = list_records(small.parent)
     assert listed.complete
 
 
 def test_in_another_order_and_encoding_the_benign_images_are_the_same_pictures(
-    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    whole: tuple[Path, Path],
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    record, data = whole
-    monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(data))
-    without_images(record, tmp_path / "small")
     monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(write_batches(tmp_path / "other", order_seed=7, lossy=True)))
-    found = open_record(tmp_path / "small")
-    benign = load_file(record / "images.safetensors")["benign.pixels"]
+    found = open_record(small)
+    benign = load_file(whole[0] / "images.safetensors")["benign.pixels"]
     expected = np.stack([jpeg(image) for image in benign])
     restored = pixels_of(found.benign) * np.reshape(found.provenance.std, (3, 1, 1))
     restored = (restored + np.reshape(found.provenance.mean, (3, 1, 1))) * 255
@@ -100,33 +105,25 @@ def test_in_another_order_and_encoding_the_benign_images_are_the_same_pictures(
     assert "not byte by byte" in caplog.text
 
 
-def test_a_data_set_without_the_images_is_refused(
-    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, data = whole
-    monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(data))
-    without_images(record, tmp_path / "small")
+def test_a_data_set_without_the_images_is_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = write_batches(tmp_path / "other")
     batch = other / "cifar-10-batches-py" / "data_batch_1"
     content = pickle.loads(batch.read_bytes())
     batch.write_bytes(pickle.dumps({**content, "data": 255 - content["data"]}))
     monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(other))
     with pytest.raises(RecordError, match="images are not among them"):
-        open_record(tmp_path / "small")
+        open_record(small)
 
 
 def test_without_a_data_set_the_error_says_how_to_name_it(
-    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, Path], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, data = whole
-    monkeypatch.setenv("CLP_PLUGIN_CIFAR10", str(data))
-    without_images(record, tmp_path / "small")
     monkeypatch.delenv("CLP_PLUGIN_CIFAR10")
     monkeypatch.setenv("CLP_PLUGIN_CONFIG", str(tmp_path / "config.yaml"))
     with pytest.raises(RecordError, match="CLP_PLUGIN_CIFAR10=FOLDER"):
-        open_record(tmp_path / "small")
-    (tmp_path / "config.yaml").write_text(f"datasets: {{cifar10: {{path: '{data}'}}}}\n")
-    assert len(BuiltinAdapter().open(tmp_path / "small").clean) == COUNTS["test"]
+        open_record(small)
+    (tmp_path / "config.yaml").write_text(f"datasets: {{cifar10: {{path: '{whole[1]}'}}}}\n")
+    assert len(BuiltinAdapter().open(small).clean) == COUNTS["test"]
 
 
 @pytest.mark.parametrize(("method", "has_sample"), [("cla", False), ("wanet", True)])
