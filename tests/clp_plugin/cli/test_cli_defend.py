@@ -146,7 +146,7 @@ def test_defense_of_a_third_party_runs_end_to_end(record: Path, tmp_path: Path) 
 def test_defend_mistakes(record: Path, tmp_path: Path) -> None:
     base = ["defend", "--record", record]
     assert "unknown defense 'nope'; known: anp, bnp, clp" in refused(*base, "--method", "nope")
-    assert "unknown toolbox 'nope'; known: backdoorbench, builtin" in refused(*base, "--toolbox", "nope")
+    assert "unknown toolbox 'nope'; known: backdoor_toolbox, backdoorbench" in refused(*base, "--toolbox", "nope")
     assert "u must be 0 or more" in refused(*base, "--u", "-1")
     assert "parity mode has only" in refused(*base, "--parity", "--norm", "exact")
     assert "cannot be used here" in refused(*base, "--device", "cuda:99")
