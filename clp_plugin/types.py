@@ -27,6 +27,7 @@ LayerKind = Literal["fused", "diagonal", "conv", "head"]
 Pairing = Literal["dataflow", "registration"]
 ScoreKind = Literal["paper", "relative"]
 NormKind = Literal["reshaped", "exact"]
+Precision = Literal["auto", "float32", "bfloat16"]
 BudgetKind = Literal["none", "benign", "poisoned"]  # what a defense may see beside the model
 ChoiceProtocol = Literal["defender", "oracle"]  # an oracle chooses parameters by the test set
 Progress = Callable[[int, int], None]  # called with the steps done and the steps in all

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from clp_plugin.config import config_file, dataset_folder, dataset_variable
 from clp_plugin.errors import RecordError
@@ -27,6 +28,7 @@ from .record_files import (
     WEIGHTS,
     Description,
     RecordImages,
+    check_whole,
     load_arrays,
     read_description,
     read_trigger,
@@ -67,7 +69,7 @@ def without_images(record: Path, out: Path) -> None:
     description = read_description(record)
     if out.exists():
         raise RecordError(f"{out}: exists already; give another folder")
-    settings = AttackSettings(**description.settings)
+    settings = _settings(record, description)
     if settings.dataset != "digits" and (settings.n_train or settings.n_test):
         raise RecordError(f"{record}: was made from a part of {settings.dataset}, which nobody else can find again")
     dataset, attack = _dataset(record, description), _attack(record, description)
@@ -96,10 +98,7 @@ def borrowed_images(path: Path, description: Description) -> RecordImages:
     Raises:
         RecordError: If the data set is not at hand, or lacks one of the images.
     """
-    found = load_arrays(path / BORROWED)
-    missing = [name for name in _NAMES if name not in found]
-    if missing:
-        raise RecordError(f"{path / BORROWED}: expected the arrays {', '.join(_NAMES)}; missing: {', '.join(missing)}")
+    found = _read(path / BORROWED, description)
     dataset = _dataset(path, description)
     if not np.array_equal(found["test.hash"], _hash(dataset.test_pixels)):
         _log.warning(
@@ -114,6 +113,24 @@ def borrowed_images(path: Path, description: Description) -> RecordImages:
     )
     attack = _attack(path, description)
     return record_images(dataset, attack, description.target, parts, sample=len(parts.train), seed=description.seed)
+
+
+def _read(file: Path, description: Description) -> dict[str, NDArray[Any]]:
+    found = load_arrays(file)
+    missing = [name for name in _NAMES if name not in found]
+    if missing:
+        raise RecordError(f"{file}: expected the arrays {', '.join(_NAMES)}; missing: {', '.join(missing)}")
+    columns = _CELLS**2 * description.input_shape[0]
+    for part in ("benign", "training"):
+        rows = found[f"{part}.signatures"]
+        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != columns:
+            raise RecordError(
+                f"{file}: {part}.signatures: expected (N, {columns}) uint8, found {rows.shape} {rows.dtype}"
+            )
+        check_whole(file, f"{part}.labels", found[f"{part}.labels"], len(rows), description.target.num_classes)
+    poisoned = found["training.poisoned"]
+    check_whole(file, "training.poisoned", poisoned, poisoned.size, len(found["training.labels"]))
+    return found
 
 
 def signatures(pixels: Pixels) -> NDArray[np.uint8]:
@@ -150,7 +167,7 @@ def _lost(path: Path, dataset: Dataset, why: str) -> RecordError:
 
 
 def _dataset(path: Path, description: Description) -> Dataset:
-    settings = AttackSettings(**description.settings)
+    settings = _settings(path, description)
     folder = dataset_folder(settings.dataset)
     if folder is None and settings.dataset != "digits":
         raise RecordError(
@@ -169,7 +186,16 @@ def _dataset(path: Path, description: Description) -> Dataset:
 
 
 def _attack(path: Path, description: Description) -> Attack:
-    return attack_class(description.settings["method"]).from_json(description.trigger, read_trigger(path))
+    return attack_class(_settings(path, description).method).from_json(description.trigger, read_trigger(path))
+
+
+def _settings(path: Path, description: Description) -> AttackSettings:
+    try:
+        return TypeAdapter(AttackSettings).validate_python(description.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecordError(f"{path / DESCRIPTION}: settings.{where}: {first['msg']}; the file was edited") from error
 
 
 def _perturbs(attack: Attack) -> bool:

@@ -215,16 +215,21 @@ def read_images(path: Path, description: Description) -> RecordImages:
                 f"found {pixels.shape} {pixels.dtype}"
             )
     classes = description.target.num_classes
-    _check_whole(file, "clean.labels", images.clean_labels, len(images.clean_pixels), classes)
-    _check_whole(file, "benign.labels", images.benign_labels, len(images.benign_pixels), classes)
-    _check_whole(file, "training.labels", images.training_labels, len(images.training_pixels), classes)
-    _check_whole(
+    check_whole(file, "clean.labels", images.clean_labels, len(images.clean_pixels), classes)
+    check_whole(file, "benign.labels", images.benign_labels, len(images.benign_pixels), classes)
+    check_whole(file, "training.labels", images.training_labels, len(images.training_pixels), classes)
+    check_whole(
         file, "triggered.clean_index", images.clean_index, len(images.triggered_pixels), len(images.clean_pixels)
     )
     return images
 
 
-def _check_whole(file: Path, name: str, values: NDArray[Any], count: int, limit: int) -> None:
+def check_whole(file: Path, name: str, values: NDArray[Any], count: int, limit: int) -> None:
+    """Refuse an array that is not ``(count,)`` int64 from 0 to below ``limit``.
+
+    Raises:
+        RecordError: If it is anything else.
+    """
     fits = values.dtype == np.int64 and values.shape == (count,) and bool(np.all((values >= 0) & (values < limit)))
     if not fits:
         raise RecordError(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from clp_plugin.errors import ConfigError
-
-if TYPE_CHECKING:
-    from clp_plugin.networks.precision import Precision
+from clp_plugin.types import Precision
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from io import BytesIO
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_attack import run_attack, small_attack
 
 from clp_plugin.adapters.builtin.borrowed_images import signatures, without_images
@@ -146,6 +147,30 @@ def test_a_record_of_a_part_of_a_data_set_is_not_shared(
     made = run_attack(settings, tmp_path / "part")
     with pytest.raises(RecordError, match="made from a part"):
         without_images(made, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("training.poisoned", np.array([10**6]), "training.poisoned: expected"),
+        ("benign.labels", np.array([3]), "benign.labels: expected"),
+        ("benign.signatures", np.zeros((20, 5), np.uint8), r"expected \(N, 48\) uint8"),
+    ],
+)
+def test_damaged_signatures_are_told(name: str, array: np.ndarray, message: str, small: Path) -> None:
+    file = small / "borrowed.safetensors"
+    save_file({**load_file(file), name: array}, file)
+    with pytest.raises(RecordError, match=message):
+        open_record(small)
+
+
+@pytest.mark.parametrize("change", [{"method": ["badnets"]}, {"dataset": 3}, {"recipe": None}])
+def test_edited_settings_are_told(change: dict[str, object], small: Path) -> None:
+    file = small / "record.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "settings": {**content["settings"], **change}}))
+    with pytest.raises(RecordError, match=f"settings.{next(iter(change))}"):
+        open_record(small)
 
 
 def test_a_signature_is_the_mean_colour_of_sixteen_parts() -> None:
