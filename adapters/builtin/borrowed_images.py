@@ -92,14 +92,19 @@ def without_images(record: Path, out: Path) -> None:
     require_files(out)
 
 
-def borrowed_images(path: Path, description: Description) -> RecordImages:
+def borrowed_images(path: Path, description: Description, *, data: Path | None = None) -> RecordImages:
     """The images of a record that holds none: found in the data set, and triggered anew.
+
+    Args:
+        path: The record's folder.
+        description: What its ``record.json`` says.
+        data: Where the data set lies; the configured place if None.
 
     Raises:
         RecordError: If the data set is not at hand, or lacks one of the images.
     """
     found = _read(path / BORROWED, description)
-    dataset = _dataset(path, description)
+    dataset = _dataset(path, description, data)
     if not np.array_equal(found["test.hash"], _hash(dataset.test_pixels)):
         _log.warning(
             "%s: the test images here are not byte by byte those that the network was judged on, or in another order; "
@@ -166,12 +171,12 @@ def _lost(path: Path, dataset: Dataset, why: str) -> RecordError:
     return RecordError(f"{path}: expected the training images of {dataset.name} that it was made from, but {why}")
 
 
-def _dataset(path: Path, description: Description) -> Dataset:
+def _dataset(path: Path, description: Description, data: Path | None = None) -> Dataset:
     settings = _settings(path, description)
-    folder = dataset_folder(settings.dataset)
+    folder = dataset_folder(settings.dataset) if data is None else data
     if folder is None and settings.dataset != "digits":
         raise RecordError(
-            f"{path}: holds no images and borrows those of {settings.dataset}; say where they lie: "
+            f"{path}: holds no images and borrows those of {settings.dataset}; say where they lie: --data FOLDER, "
             f"{dataset_variable(settings.dataset)}=FOLDER in the environment, or datasets: {{{settings.dataset}: "
             f"{{path: FOLDER}}}} in {config_file()}"
         )

@@ -16,8 +16,8 @@ from clp_plugin.files.checkpoints import load_checkpoint
 from clp_plugin.files.hashing import sha256
 from clp_plugin.images import ArrayImages
 from clp_plugin.networks.fitting import fit_state_dict
-from clp_plugin.records.adapter import ReadsRecords
-from clp_plugin.records.exchange import RecordListing
+from clp_plugin.records.adapter import BorrowsImages, ReadsNetworks, ReadsRecords
+from clp_plugin.records.exchange import RecordedNetwork, RecordListing
 from clp_plugin.types import Ints, Provenance, Record, TriggeredSet
 
 from .borrowed_images import borrowed_images
@@ -37,8 +37,15 @@ from .record_files import (
 )
 
 
-class BuiltinAdapter(ReadsRecords):
-    """Reads the built-in bench's records."""
+class BuiltinAdapter(ReadsRecords, BorrowsImages, ReadsNetworks):
+    """Reads the built-in bench's records.
+
+    Args:
+        data: Where the data set lies that records without images borrow them of; the configured place if None.
+    """
+
+    def __init__(self, data: Path | None = None) -> None:
+        self._data = data
 
     def sniff(self, path: Path) -> bool:
         # One of the others is enough, so that a record that lost a file gets a message that says which.
@@ -51,7 +58,9 @@ class BuiltinAdapter(ReadsRecords):
         description = read_description(path)
         require_files(path)
         model = _load_model(path, description)
-        images = borrowed_images(path, description) if borrows(path) else read_images(path, description)
+        images = (
+            borrowed_images(path, description, data=self._data) if borrows(path) else read_images(path, description)
+        )
         clean_labels = images.clean_labels
 
         def image_set(pixels: NDArray[np.uint8], labels: Ints) -> ArrayImages:
@@ -71,6 +80,19 @@ class BuiltinAdapter(ReadsRecords):
             else None,
             provenance=_provenance(path, description),
         )
+
+    def borrows(self, path: Path) -> bool:
+        return borrows(path)
+
+    def borrowing_from(self, data: Path) -> BuiltinAdapter:
+        return type(self)(data)
+
+    def open_network(self, path: Path, *, trust: bool = False) -> RecordedNetwork:
+        """The network alone; ``trust`` makes no difference, as nothing here is pickled."""
+        del trust
+        description = read_description(path)
+        require_files(path)
+        return RecordedNetwork(_load_model(path, description), description.input_shape, _provenance(path, description))
 
     def records(self, root: Path) -> Iterator[RecordListing]:
         for path in sorted(child for child in root.glob("[!.]*") if child.is_dir() and self.sniff(child)):

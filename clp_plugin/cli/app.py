@@ -99,6 +99,7 @@ def defend(request: DefendRequest, *, typed: frozenset[str], as_json: bool) -> N
         from clp_plugin.cli.commands.defend_toolbox import defend_with_toolbox
 
         refuse(typed, "scale", "n_budget", "protocol", where="for a toolbox's script; give its own --option")
+        refuse(typed, "data", where="with --impl toolbox, whose records hold their images")
         refuse(typed, "out", "sweep", where="with --impl toolbox, whose results lie where its own tools look")
         defend_with_toolbox(request, as_json=as_json)
     else:

@@ -10,6 +10,7 @@ import typer
 
 from clp_plugin.cli.options import (
     AgainName,
+    Data,
     Device,
     ExecutorName,
     FastCpu,
@@ -78,6 +79,7 @@ class GridRequest:
     ] = None
     toolbox: Toolbox = None
     root: Root = None
+    data: Data = None
     time_limit: TimeLimit = None
     fast_cpu: FastCpu = False
     device: Device = "auto"

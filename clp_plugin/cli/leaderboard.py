@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from clp_plugin.cli.grid_request import GridRequest
-from clp_plugin.cli.options import AsJson, takes
+from clp_plugin.cli.options import AsJson, Data, takes
 
 leaderboard_app = typer.Typer(
     no_args_is_help=True,
@@ -100,9 +100,12 @@ def page(
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Leaderboard",
     where: Where = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Leave the records' sample images out.")] = False,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML file with leaderboard, comparison and records, which needs no network."""
     from clp_plugin.cli.commands.leaderboard_page import write_page
 
-    write_page(folders or [_DEFAULT], out, title=title, where=where or [], images=not no_images, as_json=as_json)
+    write_page(
+        folders or [_DEFAULT], out, title=title, where=where or [], images=not no_images, data=data, as_json=as_json
+    )

@@ -33,6 +33,12 @@ Registry = Annotated[
 Toolbox = Annotated[str | None, typer.Option(help="Toolbox of the record; found out if not given.")]
 Root = Annotated[Path | None, typer.Option(help="The toolbox's checkout; see `bench toolbox --help`.")]
 RecordPath = Annotated[Path, typer.Option(help="The record's folder, or with --toolbox its name in the checkout.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the data set lies that a record without images borrows. Default: $CLP_PLUGIN_CIFAR10, or as configured."
+    ),
+]
 Given = Annotated[list[str], typer.Option("--option", help="NAME=VALUE, again and again: any option.")]
 TimeLimit = Annotated[float | None, typer.Option(help="Stop the toolbox's script after so many seconds.")]
 FastCpu = Annotated[

@@ -15,6 +15,7 @@ from clp_plugin.cli.options import (
     MAX_SEED,
     Arch,
     ArchOptions,
+    Data,
     Device,
     FastCpu,
     Given,
@@ -181,6 +182,7 @@ class DefendRequest:
     ] = "own"
     toolbox: Toolbox = None
     root: Root = None
+    data: Data = None
     u: U = None
     score: Annotated[ScoreName | None, typer.Option(help="For clp: paper or relative.")] = None
     norm: Annotated[NormName | None, typer.Option(help="For clp: reshaped or exact.")] = None
@@ -230,6 +232,7 @@ class CorrelateRequest:
     record: RecordPath
     toolbox: Toolbox = None
     root: Root = None
+    data: Data = None
     u: U = None
     score: Score = "paper"
     norm: Norm = "reshaped"
@@ -250,6 +253,7 @@ class SweepRequest:
     u: Annotated[str, typer.Option(help="FIRST:LAST:STEP (both ends included) or a list.")] = "0:10:0.5"
     toolbox: Toolbox = None
     root: Root = None
+    data: Data = None
     score: Score = "paper"
     norm: Norm = "reshaped"
     layers: Layers = "fused,diagonal"

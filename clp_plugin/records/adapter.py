@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from clp_plugin.errors import ConfigError
-from clp_plugin.records.exchange import CheckoutState, RecordListing, RunRequest, ToolboxResult
+from clp_plugin.records.exchange import CheckoutState, RecordedNetwork, RecordListing, RunRequest, ToolboxResult
 from clp_plugin.types import Record
 
 if TYPE_CHECKING:
@@ -69,6 +69,37 @@ class LocatesRecords(Protocol):
         Raises:
             RecordError: If there is none of that name.
             ConfigError: If no checkout is found.
+        """
+        ...
+
+
+@runtime_checkable
+class BorrowsImages(Protocol):
+    """Reads records that hold no images, and finds theirs in a data set that the user has."""
+
+    def borrows(self, path: Path) -> bool:
+        """Whether the record in ``path`` holds no images of its own."""
+        ...
+
+    def borrowing_from(self, data: Path) -> ReadsRecords:
+        """This adapter, told where the data set lies; nothing else is asked then."""
+        ...
+
+
+@runtime_checkable
+class ReadsNetworks(Protocol):
+    """Reads the network of a record alone, for what needs no image."""
+
+    def open_network(self, path: Path, *, trust: bool = False) -> RecordedNetwork:
+        """The attacked network of a record.
+
+        Args:
+            path: The record's folder.
+            trust: Allow pickles that run code.
+
+        Raises:
+            RecordError: If the record is missing or incomplete.
+            CheckpointError: If its weights cannot be read safely or do not fit.
         """
         ...
 

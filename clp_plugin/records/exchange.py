@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clp_plugin.registry import Catalogue
-from clp_plugin.types import Progress
+from clp_plugin.types import Progress, Provenance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,21 @@ class RecordListing:
     summary: str
     complete: bool
     toolbox: str = ""
+
+
+@dataclass(frozen=True)
+class RecordedNetwork:
+    """The network of a record without its images.
+
+    Attributes:
+        model: The attacked network, in evaluation mode.
+        input_shape: Shape ``(C, H, W)`` of one input.
+        provenance: Where the record comes from.
+    """
+
+    model: nn.Module
+    input_shape: tuple[int, int, int]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TypeGuard
 
 from clp_plugin.errors import ConfigError, RecordError, RegistryError
-from clp_plugin.records.adapter import LocatesRecords, NamesItsFiles, ReadsRecords, lacking
-from clp_plugin.records.exchange import RecordListing
+from clp_plugin.records.adapter import (
+    BorrowsImages,
+    LocatesRecords,
+    NamesItsFiles,
+    ReadsNetworks,
+    ReadsRecords,
+    lacking,
+)
+from clp_plugin.records.exchange import RecordedNetwork, RecordListing
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Record
 
@@ -15,7 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def open_record(
-    path: str | Path, *, toolbox: str | None = None, trust: bool = False, catalogue: Catalogue | None = None
+    path: str | Path,
+    *,
+    toolbox: str | None = None,
+    trust: bool = False,
+    data: str | Path | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Record:
     """Open one attacked model with all that is needed to judge it.
 
@@ -23,10 +36,12 @@ def open_record(
         path: The record's folder.
         toolbox: Name in the catalogue of the toolbox that made it; found out by file names if None.
         trust: Allow pickles that run code. Only for files whose content is known.
+        data: Where the data set lies that a record without images borrows them of; the configured place if None.
         catalogue: The catalogue of what is on offer; the default one if None.
 
     Raises:
         RecordError: If there is no record, it is incomplete, or two toolboxes claim it.
+        ConfigError: If ``data`` is given for a record that holds its images.
         CheckpointError: If its weights cannot be read safely or do not fit.
         RegistryError: If ``toolbox`` is unknown or cannot be imported.
 
@@ -40,21 +55,68 @@ def open_record(
     """
     path = Path(path)
     catalogue = catalogue if catalogue is not None else load_catalogue()
-    return find_adapter(path, toolbox=toolbox, catalogue=catalogue).open(path, trust=trust)
+    return find_adapter(path, toolbox=toolbox, catalogue=catalogue, data=data).open(path, trust=trust)
 
 
-def find_adapter(path: Path, *, toolbox: str | None, catalogue: Catalogue) -> ReadsRecords:
+def open_network(path: Path, *, trust: bool = False, catalogue: Catalogue | None = None) -> RecordedNetwork:
+    """The network of a record for what needs no image: of a record that borrows its images no data set is asked for.
+
+    Args:
+        path: The record's folder.
+        trust: Allow pickles that run code. Only for files whose content is known.
+        catalogue: The catalogue of what is on offer; the default one if None.
+
+    Raises:
+        RecordError: If there is no record, it is incomplete, or two toolboxes claim it.
+        CheckpointError: If its weights cannot be read safely or do not fit.
+    """
+    adapter = find_adapter(path, toolbox=None, catalogue=catalogue if catalogue is not None else load_catalogue())
+    if isinstance(adapter, ReadsNetworks):
+        return adapter.open_network(path, trust=trust)
+    record = adapter.open(path, trust=trust)
+    return RecordedNetwork(record.model, record.input_shape, record.provenance)
+
+
+def find_adapter(
+    path: Path, *, toolbox: str | None, catalogue: Catalogue, data: str | Path | None = None
+) -> ReadsRecords:
     """The adapter that reads the record in a folder.
 
     Args:
         path: The record's folder.
         toolbox: Name of the toolbox that made it; found out by file names if None.
         catalogue: The catalogue of what is on offer.
+        data: Where the data set lies that a record without images borrows them of; the configured place if None.
 
     Raises:
         RecordError: If there is no record, or not exactly one toolbox claims it.
+        ConfigError: If ``data`` is given for a record that holds its images.
         RegistryError: If ``toolbox`` is unknown or cannot be imported.
     """
+    adapter = _reading(path, toolbox, catalogue)
+    if data is None:
+        return adapter
+    if not _borrows(adapter, path):
+        raise ConfigError(f"--data {data}: {path} holds its own images and borrows none; leave it out")
+    return adapter.borrowing_from(Path(data))
+
+
+def lending(adapter: ReadsRecords, path: Path, data: Path | None) -> ReadsRecords:
+    """An adapter told where a data set lies if its record holds no images; where many records are read, others may hold theirs.
+
+    Args:
+        adapter: The adapter that reads the record.
+        path: The record's folder.
+        data: Where the data set lies; the configured place if None.
+    """
+    return adapter.borrowing_from(data) if data is not None and _borrows(adapter, path) else adapter
+
+
+def _borrows(adapter: ReadsRecords, path: Path) -> TypeGuard[BorrowsImages]:
+    return isinstance(adapter, BorrowsImages) and adapter.borrows(path)
+
+
+def _reading(path: Path, toolbox: str | None, catalogue: Catalogue) -> ReadsRecords:
     if toolbox is not None:
         adapter = load_adapter(catalogue, toolbox)
         _require_filled_folder(path)

@@ -64,6 +64,7 @@ class GridSettings:
         out: The grid's folder.
         registry: A file that adds to the catalogue.
         root: Checkout of the records' toolbox, if not the one that its adapter finds.
+        data: Where the data set lies that records without images borrow them of; the configured place if None.
         scale: Scale of the methods' settings, ``"paper"`` or ``"small"``.
         protocol: The protocol by which thresholds are chosen. A defense that chooses nothing, and a toolbox's script,
             which has a protocol of its own, are left out of the oracle's.
@@ -79,6 +80,7 @@ class GridSettings:
     out: Path
     registry: Path | None = None
     root: Path | None = None
+    data: Path | None = None
     scale: str = "paper"
     protocol: ChoiceProtocol = "defender"
     n_budget: int | None = None

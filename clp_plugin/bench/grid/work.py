@@ -16,7 +16,7 @@ from clp_plugin.errors import ClpError
 from clp_plugin.evaluation.metrics import Judgement, judge
 from clp_plugin.records.adapter import ReadsRecords, RunsAttacks, RunsDefenses, require
 from clp_plugin.records.exchange import RunRequest
-from clp_plugin.records.opening import find_adapter, load_adapter
+from clp_plugin.records.opening import find_adapter, lending, load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.cells import is_due
 from clp_plugin.store.content import record_content
@@ -83,6 +83,7 @@ def _record(task: Task, settings: GridSettings, catalogue: Catalogue, told: Told
     else:
         told(Started(str(task.record), "opening"))
         adapter = find_adapter(task.record, toolbox=task.toolbox, catalogue=catalogue)
+        adapter = lending(adapter, task.record, settings.data)
         record = adapter.open(task.record, trust=settings.trust)
     yield _Attacked(record, adapter, told)
 

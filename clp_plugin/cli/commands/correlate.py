@@ -43,7 +43,9 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     clear_dead_runs(path)
-    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    record = open_record(
+        path, toolbox=request.toolbox, trust=request.trust, data=request.data, catalogue=catalogue
+    )  # fmt: skip
     folder = request.out or path / ANALYSIS / f"correlate-{request.score}-{request.norm}-{request.tac_norm}"
     folder_to_fill(folder)  # told before the work
     view = fuse(record.model, record.input_shape)
@@ -94,7 +96,9 @@ def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     clear_dead_runs(path)
-    record = open_record(path, toolbox=request.toolbox, trust=request.trust, catalogue=catalogue)
+    record = open_record(
+        path, toolbox=request.toolbox, trust=request.trust, data=request.data, catalogue=catalogue
+    )  # fmt: skip
     rule = "parity" if request.parity else f"{request.score}-{request.norm}"
     folder = request.out or path / ANALYSIS / f"sweep-{rule}"
     folder_to_fill(folder)  # told before the work

@@ -26,7 +26,7 @@ def defend_record(request: DefendRequest, *, as_json: bool) -> None:
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     clear_dead_runs(path)
-    adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue)
+    adapter = find_adapter(path, toolbox=request.toolbox, catalogue=catalogue, data=request.data)
     values = [] if request.sweep is None else parse_range(request.sweep)
     record = adapter.open(path, trust=request.trust)
     dataset = record.provenance.dataset

@@ -13,7 +13,7 @@ from clp_plugin.cli.commands.chosen import choose, plain_rows
 from clp_plugin.cli.console import emit_json, say
 from clp_plugin.errors import ClpError
 from clp_plugin.files.atomic import write_text_atomically
-from clp_plugin.records.opening import open_record
+from clp_plugin.records.opening import find_adapter, lending
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.analyses import channel_table, sweep_table
 
@@ -27,7 +27,14 @@ _SAMPLES = 4  # pairs of images a record
 
 
 def write_page(
-    folders: Sequence[Path], out: Path, *, title: str, where: Sequence[str], images: bool, as_json: bool
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    where: Sequence[str],
+    images: bool,
+    data: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the page; what ``bench correlate`` and ``bench sweep`` stored with a record is on it, and a few of its images."""
     from clp_plugin.reports.page.build import page_html
@@ -35,7 +42,7 @@ def write_page(
     chosen = choose(folders, where)
     studies = [_study(record) for record in chosen.records]
     if images:
-        studies = _with_samples(studies)
+        studies = _with_samples(studies, data)
     html = page_html(chosen.outcomes, studies, title=title)
     write_text_atomically(out, html)
     if as_json:
@@ -52,13 +59,13 @@ def _study(record: str) -> RecordStudy:
     return RecordStudy(record, channel_table(Path(record)), [] if sweep is None else plain_rows(sweep))
 
 
-def _with_samples(studies: Sequence[RecordStudy]) -> list[RecordStudy]:
+def _with_samples(studies: Sequence[RecordStudy], data: Path | None) -> list[RecordStudy]:
     """The same with a few images of each record that is still there and opens without trust."""
     catalogue = load_catalogue()
     found, refused = [], []
     for study in studies:
         try:
-            images = _samples(Path(study.record), catalogue) if Path(study.record).is_dir() else []
+            images = _samples(Path(study.record), catalogue, data) if Path(study.record).is_dir() else []
         except ClpError as error:
             images = []
             refused.append(f"{study.record}: {error}")
@@ -68,9 +75,11 @@ def _with_samples(studies: Sequence[RecordStudy]) -> list[RecordStudy]:
     return found
 
 
-def _samples(folder: Path, catalogue: Catalogue) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _samples(
+    folder: Path, catalogue: Catalogue, data: Path | None
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Clean test images and their triggered twins."""
-    record = open_record(folder, catalogue=catalogue)
+    record = lending(find_adapter(folder, toolbox=None, catalogue=catalogue), folder, data).open(folder)
     picks = np.arange(min(_SAMPLES, len(record.triggered.images)))
     clean, triggered = record.clean.take(record.triggered.clean_index[picks]), record.triggered.images.take(picks)
     return list(zip(*(_pixels(images, record.provenance) for images in (clean, triggered)), strict=True))

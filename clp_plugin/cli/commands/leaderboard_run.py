@@ -60,6 +60,7 @@ def _settings(request: GridRequest) -> GridSettings:
         out=folder_to_fill(request.out),
         registry=request.registry,
         root=request.root,
+        data=request.data,
         scale=request.scale,
         protocol=request.protocol,
         n_budget=request.n_budget,

@@ -25,7 +25,7 @@ from clp_plugin.fusion.verification import verify
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.masking.apply import masked, save_mask
 from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
-from clp_plugin.records.opening import open_record
+from clp_plugin.records.opening import open_network
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
 from clp_plugin.types import LayerKind, Mask, Scores
@@ -113,8 +113,8 @@ def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]
                 raise ConfigError(
                     f"--{name.replace('_', '-')} has no meaning for a record; leave it out, or give --arch too"
                 )
-        record = open_record(request.checkpoint, trust=request.trust)
-        return record.model, record.input_shape, None
+        recorded = open_network(request.checkpoint, trust=request.trust)
+        return recorded.model, recorded.input_shape, None
     network = load_network(
         request.checkpoint,
         arch=request.arch,

@@ -7,9 +7,11 @@ import pickle
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import bench, refused
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from small_attack import run_attack, small_attack
@@ -125,6 +127,57 @@ def test_without_a_data_set_the_error_says_how_to_name_it(
         open_record(small)
     (tmp_path / "config.yaml").write_text(f"datasets: {{cifar10: {{path: '{whole[1]}'}}}}\n")
     assert len(BuiltinAdapter().open(small).clean) == COUNTS["test"]
+
+
+@pytest.fixture
+def nowhere(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record without its images; nothing tells where the data set lies."""
+    monkeypatch.delenv("CLP_PLUGIN_CIFAR10")
+    monkeypatch.setenv("CLP_PLUGIN_CONFIG", str(tmp_path / "none.yaml"))
+    return small
+
+
+def test_commands_take_the_place_of_the_data_set_and_give_the_numbers_of_the_whole_record(
+    whole: tuple[Path, Path], nowhere: Path, tmp_path: Path
+) -> None:
+    record, data = whole
+    assert "--data FOLDER" in refused("defend", "--method", "clp", "--record", nowhere, "--out", tmp_path / "none")
+
+    def numbers(place: Path, out: str, *given: object) -> dict[str, Any]:
+        found = bench("defend", "--method", "clp", "--record", place, "--out", tmp_path / out, *given, "--json").json
+        return {name: found[name] for name in ("before", "after")}
+
+    assert numbers(nowhere, "small", "--data", data) == numbers(record, "full")
+    swept = [
+        bench("sweep", "--record", place, "--u", "2,4", "--out", tmp_path / f"sweep-{place.name}", *given, "--json")
+        for place, given in ((nowhere, ("--data", data)), (record, ()))
+    ]
+    assert swept[0].json == swept[1].json
+
+
+def test_a_grid_lends_the_data_set_to_the_records_that_have_no_images(
+    whole: tuple[Path, Path], nowhere: Path, tmp_path: Path
+) -> None:
+    both = ("--record", whole[0], "--record", nowhere, "--method", "clp", "--workers", 0, "--out", tmp_path / "grid")
+    bench("leaderboard", "run", *both, "--data", whole[1])
+    outcomes = [json.loads(file.read_text()) for file in (tmp_path / "grid" / "cells").glob("*.json")]
+    assert [outcome["status"] for outcome in outcomes] == ["ok", "ok"]
+    assert outcomes[0]["after"] == outcomes[1]["after"]
+    page = tmp_path / "page.html"
+    bench("leaderboard", "page", tmp_path / "grid", "--out", page, "--data", whole[1])
+    without = tmp_path / "without.html"
+    assert "no images of 1 record" in bench("leaderboard", "page", tmp_path / "grid", "--out", without).err
+    assert page.stat().st_size > without.stat().st_size
+
+
+def test_a_place_for_images_that_a_record_holds_itself_is_refused(whole: tuple[Path, Path]) -> None:
+    record, data = whole
+    assert "holds its own images" in refused("sweep", "--record", record, "--data", data)
+
+
+def test_a_scan_of_a_record_without_images_asks_for_none(whole: tuple[Path, Path], nowhere: Path) -> None:
+    found, expected = (bench("scan", place, "--json").json["layers"] for place in (nowhere, whole[0]))
+    assert found == expected
 
 
 @pytest.mark.parametrize(("method", "has_sample"), [("cla", False), ("wanet", True)])
