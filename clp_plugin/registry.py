@@ -31,6 +31,8 @@ class Entry(BaseModel):
         defaults: Option to value.
         dataset_defaults: Dataset to option to value; goes before ``defaults``.
         scales: Scale (``"small"``) to option to value; goes before both.
+        presence: For a toolbox, what tells where it is and what of it runs, as ``object`` is given: a function without
+            arguments that returns a :class:`~clp_plugin.records.exchange.ToolboxPresence`, or raises a ConfigError.
         replaces: The entry's own name, if it takes the place of an earlier provider on purpose.
         origin: Who offers it: ``clp_plugin``, an installed distribution with its version, or a file.
     """
@@ -44,6 +46,7 @@ class Entry(BaseModel):
     defaults: dict[str, Any] = {}
     dataset_defaults: dict[str, dict[str, Any]] = {}
     scales: dict[str, dict[str, Any]] = {}
+    presence: str = Field(default="", exclude=True, pattern=r"^([^:].*:[A-Za-z_][\w.]*)?$")
     replaces: str | None = None
     origin: str = Field(default="", exclude=True)
 
@@ -175,9 +178,12 @@ def _read_file(path: Path, *, origin: str) -> Iterable[tuple[Kind, str, Entry]]:
         for name, facts in _mapping(entries, f"{section} in {path}").items():
             where = f"{section}.{name} in {path}"
             entry = _validated({**_mapping(facts, where), "origin": origin}, where)
-            source = entry.object.rpartition(":")[0]
-            if source.endswith(".py"):  # relative to the file that names it
-                entry = entry.model_copy(update={"object": str(path.resolve().parent / entry.object)})
+            beside = {
+                field: str(path.resolve().parent / reference)
+                for field, reference in (("object", entry.object), ("presence", entry.presence))
+                if reference.rpartition(":")[0].endswith(".py")  # relative to the file that names it
+            }
+            entry = entry.model_copy(update=beside)
             yield section, str(name), entry
 
 

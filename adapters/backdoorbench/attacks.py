@@ -29,13 +29,6 @@ _COMMON = (Path("attack", "prototype.py"), Path("attack", "badnet.py"))
 _NAME = re.compile(r"^[\w][\w.+-]*$", re.ASCII)
 
 
-def attack_names(checkout: Path) -> list[str]:
-    """The attacks that the checkout has."""
-    return sorted(
-        path.stem for path in (checkout / "attack").glob("*.py") if path.stem not in ("prototype", "__init__")
-    )
-
-
 @dataclass(frozen=True)
 class AttackPlan:
     """One run of an attack, ready to start.
@@ -67,8 +60,8 @@ def plan_attack(checkout: Checkout, name: str, method: str, request: RunRequest)
         RecordError: If the data set is missing, or is not the published one.
     """
     root = checkout.root
-    if method not in attack_names(root):
-        raise ConfigError(f"{root}: {unknown_name('attack', method, attack_names(root))}")
+    if method not in (known := toolbox_facts.attack_names(root)):
+        raise ConfigError(f"{root}: {unknown_name('attack', method, known)}")
     if not _NAME.match(name):
         raise ConfigError(f"the record's name {name!r} becomes a folder in record/: use letters, digits, _ . + and -")
     target = root / "record" / name

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clp_plugin.errors import ConfigError, unknown_name
 
 from ..driving.scripts import command_line, declared_options, read_configuration
-from .attack_result import AttackResult
+
+if TYPE_CHECKING:
+    from .attack_result import AttackResult
 
 _PUBLISHED = (
     "preactresnet18", "vgg19_bn", "densenet161", "mobilenet_v3_large", "efficientnet_b3", "convnext_tiny", "vit_b_16",

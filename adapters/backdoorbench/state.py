@@ -7,15 +7,9 @@ from clp_plugin.records.exchange import CheckoutState, ScriptState
 from ..driving.checkout import Checkout, commit_of
 from ..driving.trials import state_of, tried
 from . import toolbox_facts
-from .attacks import attack_names
 from .defenses import DEFENSES
 from .registration import is_registered
 from .surroundings import backdoorbench_workspace
-
-# Scripts that start, and fail later for reasons of their own.
-_KNOWN_FAILURES = {
-    "trojannn": "needs a network that its authors trained, which the checkout does not hold",
-}
 
 
 def check(checkout: Checkout) -> CheckoutState:
@@ -26,7 +20,7 @@ def check(checkout: Checkout) -> CheckoutState:
     """
     root = checkout.root
     scripts = {facts.script: ("defense", name) for name, facts in DEFENSES.items() if (root / facts.script).is_file()}
-    scripts |= {f"attack/{name}.py": ("attack", name) for name in attack_names(root)}
+    scripts |= {f"attack/{name}.py": ("attack", name) for name in toolbox_facts.attack_names(root)}
     with backdoorbench_workspace(root) as place:
         errors = tried([toolbox_facts.LAUNCHER, "check", *scripts], place, root=root)
     states = [_state(kind, name, errors.get(script)) for script, (kind, name) in scripts.items()]
@@ -34,5 +28,5 @@ def check(checkout: Checkout) -> CheckoutState:
 
 
 def _state(kind: str, name: str, error: str | None) -> ScriptState:
-    known = _KNOWN_FAILURES.get(name) if kind == "attack" else None
+    known = toolbox_facts.FAILING_ATTACKS.get(name) if kind == "attack" else None
     return state_of(kind, name, error or known)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from ..driving.checkout import CheckoutFacts
 
 # Where BackdoorBench is looked for unless the user names a place, and where its data sets are.
@@ -18,3 +21,14 @@ BACKDOORBENCH = CheckoutFacts(
     # Notebooks and a second toolbox: 100 MB that nothing here needs, and that some mirrors lack.
     left_out=("/analysis/Demos/", "/backdoorbench_nlp/"),
 )
+# Attacks that start, and fail later for reasons of their own.
+FAILING_ATTACKS: Mapping[str, str] = {
+    "trojannn": "needs a network that its authors trained, which the checkout does not hold",
+}
+
+
+def attack_names(checkout: Path) -> list[str]:
+    """The attacks that the checkout has."""
+    return sorted(
+        path.stem for path in (checkout / "attack").glob("*.py") if path.stem not in ("prototype", "__init__")
+    )

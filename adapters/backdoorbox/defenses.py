@@ -23,19 +23,9 @@ from ..driving.checkout import Checkout, commit_of
 from ..driving.process import Script, run_script
 from ..driving.results import RUN_LOG, log_file, require_free
 from ..driving.workspace import move_in, workspace
-from .toolbox_facts import LAUNCHER
+from .toolbox_facts import DEFENSES, LAUNCHER
 
 RESULT, REPORTED, SETTINGS = "repaired.pt", "reported.json", "settings.json"
-_TRAINING = {"momentum": 0.9, "weight_decay": 5e-4}
-# Options, and the values of the toolbox's own examples.
-DEFENSES: Mapping[str, Mapping[str, Any]] = {
-    "FineTuning": {**_TRAINING, "batch_size": 128, "lr": 0.001, "epochs": 10},
-    "NAD": {
-        **_TRAINING, "batch_size": 64, "lr": 0.01, "epochs": 20, "gamma": 0.1, "schedule": (2, 4, 6, 8), "tune_lr": 0.01,
-        "tune_epochs": 10, "power": 2.0, "beta": 500.0, "layers": ("layer2", "layer3", "layer4"),
-    },
-    "Pruning": {"batch_size": 128, "layer": "layer4", "prune_rate": 0.2},
-}  # fmt: skip
 # They drop a last batch that is not whole, and so all images where these are fewer than a batch.
 _WHOLE_BATCHES = ("FineTuning", "Pruning")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from pathlib import Path
 from clp_plugin.config import config_file, load_settings
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import staged_folder
+from clp_plugin.files.reading import read_text
 
 # Hooks and file monitors of a stranger's checkout are programs; git would start them.
 _WITHOUT_HOOKS = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,32 @@ def commit_of(root: Path) -> str:
     status = ["status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
     changed = _git([*unset, *here, *status], **alone)
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def stored_commit(root: Path) -> str:
+    """The commit that is checked out as git's files name it, without starting git; empty if they do not.
+
+    Whether files differ from it stays unknown; :func:`commit_of` looks.
+    """
+    folder = root / ".git"
+    try:
+        if folder.is_file():  # a second work tree, or a submodule
+            folder = root / read_text(folder, raises=ConfigError).removeprefix("gitdir:").strip()
+        head = read_text(folder / "HEAD", raises=ConfigError).strip()
+        if head.startswith("ref:"):
+            common = folder / "commondir"
+            shared = folder / read_text(common, raises=ConfigError).strip() if common.is_file() else folder
+            head = _reference(shared, head.removeprefix("ref:").strip())
+    except ConfigError:
+        return ""
+    return head if _COMMIT.fullmatch(head) else ""
+
+
+def _reference(folder: Path, name: str) -> str:
+    if (folder / name).is_file():
+        return read_text(folder / name, raises=ConfigError).strip()
+    packed = (line.split() for line in read_text(folder / "packed-refs", raises=ConfigError).splitlines())
+    return next((words[0] for words in packed if words[1:] == [name]), "")
 
 
 def install(facts: CheckoutFacts, destination: Path, *, source: str | None = None, ref: str | None = None) -> Path:

@@ -6,6 +6,8 @@ from types import ModuleType
 
 from clp_plugin.errors import ConfigError
 
+NOT_INSTALLED = "TrojanZoo is not installed: pip install 'clp-plugin[trojanzoo]'"
+
 
 def trojanvision() -> ModuleType:
     """The package ``trojanvision``.
@@ -26,7 +28,7 @@ def trojanvision() -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("trojanvision", "trojanzoo"):
             raise ConfigError(f"TrojanZoo cannot be imported: {error}") from error
-        raise ConfigError("TrojanZoo is not installed: pip install 'clp-plugin[trojanzoo]'") from error
+        raise ConfigError(NOT_INSTALLED) from error
     except (ImportError, IndexError) as error:  # IndexError: it reads sys.argv, and expects a word after -d
         raise ConfigError(f"TrojanZoo cannot be imported: {type(error).__name__}: {error}") from error
     module: ModuleType = found

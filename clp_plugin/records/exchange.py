@@ -146,3 +146,22 @@ class CheckoutState:
     commit: str
     scripts: Sequence[ScriptState]
     registered: bool | None
+
+
+@dataclass(frozen=True)
+class ToolboxPresence:
+    """What is known of a toolbox on this machine without starting or importing anything of it.
+
+    Attributes:
+        root: The folder of the checkout or of the installed package.
+        found_by: How it was found: ``--root``, an environment variable, the configuration file, the current folder.
+        version: Release of the package, or commit of the checkout; empty if neither is known.
+        runs: What of it runs, or is read, a phrase each.
+        fails: What of it does not run, with the reason.
+    """
+
+    root: Path
+    found_by: str
+    version: str
+    runs: Sequence[str]
+    fails: Mapping[str, str]

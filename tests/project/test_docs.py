@@ -13,6 +13,7 @@ from command_line import CORRELATION, DEFEND, LAYER, METRICS
 
 from clp_plugin.cli.app import app
 from clp_plugin.evidence.sweep import SweepRow
+from clp_plugin.records.exchange import ToolboxPresence
 from clp_plugin.registry import Entry
 from clp_plugin.store.outcomes import Outcome, StoredMetrics
 from clp_plugin.types import Provenance
@@ -66,7 +67,9 @@ def test_every_key_of_json_output_is_documented() -> None:
     assert {"rows", *(f.name for f in dataclasses.fields(SweepRow))} <= words(section("sweep"))
     assert {"record", "seconds"} <= words(section("attack"))
     assert {"rows", "pooled", "seconds_total"} <= words(section("demo"))
-    assert {*Entry.model_fields, "name", "records", "path", "complete"} <= words(section("list"))
+    entry = {name for name, field in Entry.model_fields.items() if not field.exclude} | {"origin"}
+    presence = {field.name for field in dataclasses.fields(ToolboxPresence)} | {"problem"}
+    assert {*entry, *presence, "name", "records", "path", "complete"} <= words(section("list"))
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,11 @@ from backdoorbench_reading import ADAPTER, everything
 from backdoorbench_trees import CLASSES, Tree, write_record
 from command_line import bench
 
-from clp_plugin.adapters.backdoorbench.attacks import attack_names
 from clp_plugin.adapters.backdoorbench.datasets import FACTS
 from clp_plugin.adapters.backdoorbench.defenses import DEFENSES, plan
 from clp_plugin.adapters.backdoorbench.models import build
 from clp_plugin.adapters.backdoorbench.toolbox import BackdoorBench
-from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH
+from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH, attack_names
 from clp_plugin.adapters.driving.checkout import commit_of, install
 from clp_plugin.errors import ConfigError, ToolboxError
 from clp_plugin.records.exchange import RunRequest

@@ -10,7 +10,7 @@ import pytest
 from fake_checkout import content, write
 
 from clp_plugin.adapters.backdoorbench.toolbox_facts import BACKDOORBENCH
-from clp_plugin.adapters.driving.checkout import commit_of, find_checkout, install
+from clp_plugin.adapters.driving.checkout import commit_of, find_checkout, install, stored_commit
 from clp_plugin.config import CONFIG_VARIABLE, remember_toolbox
 from clp_plugin.errors import ConfigError
 
@@ -235,3 +235,30 @@ def test_identifying_a_checkout_runs_nothing_that_it_names(tmp_path: Path, repos
 def test_a_checkout_whose_filters_cannot_be_switched_off_is_not_identified(tmp_path: Path, repository: Path) -> None:
     git(repository, "config", "filter.a=b.clean", "true")
     assert commit_of(repository) == ""
+
+
+@pytest.mark.parametrize("way", ["branch", "packed", "detached", "second work tree", "no commit", "no git"])
+def test_the_commit_is_read_from_the_files_of_git(repository: Path, tmp_path: Path, way: str) -> None:
+    root = repository
+    if way == "packed":
+        git(root, "pack-refs", "--all")
+    elif way == "detached":
+        git(root, "checkout", "--quiet", "--detach", "HEAD~1")
+    elif way == "second work tree":
+        git(root, "worktree", "add", "--quiet", "-b", "other/branch", str(tmp_path / "second"), "HEAD~1")
+        root = tmp_path / "second"
+    elif way == "no commit":
+        root = tmp_path / "new"
+        root.mkdir()
+        git(root, "init", "--quiet")
+    elif way == "no git":
+        root = toolbox(tmp_path / "copy")
+    expected = "" if way.startswith("no ") else git(root, "rev-parse", "HEAD")
+    assert stored_commit(root) == expected
+
+
+@pytest.mark.parametrize("head", ["ref: ../../secret", "ref: refs/heads/.invalid", "", "7" * 39])
+def test_what_is_no_commit_is_not_told_as_one(tmp_path: Path, head: str) -> None:
+    write(tmp_path / "copy" / ".git" / "HEAD", head)
+    write(tmp_path / "secret", "something else\n")
+    assert stored_commit(tmp_path / "copy") == ""

@@ -26,7 +26,8 @@ def program(*argv: object) -> subprocess.CompletedProcess[str]:
 def test_help_is_quick_and_does_not_import_torch() -> None:
     code = (
         "import sys; from clp_plugin.cli.app import app; from clp_plugin.cli.console import run; "
-        "codes = [run(app, ['--help']), run(app, ['defend', '--help']), run(app, ['list', 'defenses'])]; "
+        "codes = [run(app, ['--help']), run(app, ['defend', '--help']), run(app, ['list', 'defenses']), "
+        "run(app, ['list', 'toolboxes'])]; "
         "sys.exit(repr((codes, sorted({'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -37,7 +38,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     for command in ("demo", "list", "attack", "scan", "defend", "correlate", "sweep"):
         assert command in done.stdout
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.strip().splitlines()[-1] == "([0, 0, 0], [])"
+    assert done.stderr.strip().splitlines()[-1] == "([0, 0, 0, 0], [])"
 
 
 def test_a_mistake_is_one_line_and_debug_shows_where_it_came_from(tmp_path: Path) -> None:
