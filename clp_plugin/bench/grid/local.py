@@ -13,14 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from clp_plugin.bench.grid.events import Closed, Event, Started, Told
 from clp_plugin.bench.grid.plan import GridSettings, Task
-from clp_plugin.bench.grid.work import work
+from clp_plugin.bench.grid.work import prepare_process, work
 from clp_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 _MOST_DEATHS = 2  # of workers over the same cell, or while a record was being opened
 _GRACE = 10.0  # seconds that a worker has to stop what it has started
+# What every worker needs and none should import anew; torch imports its compiler to follow a network's channels.
+_PRELOADED = ["clp_plugin.bench.grid.work", "torch._dynamo"]
 
 
 def cores() -> int:
@@ -116,8 +122,7 @@ class _Worker:
 
     @classmethod
     def start(cls, attempt: _Attempt, settings: GridSettings, threads: int) -> _Worker:
-        # A forked child would inherit the threads of this process, and the state of its GPU.
-        context = multiprocessing.get_context("spawn")
+        context = _context(settings.device)
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(attempt.task, settings, dict(attempt.doomed), threads, theirs))
         process.start()
@@ -144,6 +149,19 @@ class _Worker:
         self.process.join()
 
 
+def _context(device: str) -> ForkServerContext | SpawnContext:
+    """How workers start: as forks of a process that has imported all and computed nothing, where that is possible.
+
+    Forks of this process would inherit its threads, and torch computes in none of theirs once it did so here; and whoever
+    imports torch for a GPU may have asked its driver for something, which no fork may use.
+    """
+    if device != "cpu" or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
 @contextlib.contextmanager
 def _stopped_at_the_end() -> Iterator[dict[Connection, _Worker]]:
     """Workers by their pipe; those that still run when the block ends are stopped."""
@@ -159,11 +177,9 @@ def _stopped_at_the_end() -> Iterator[dict[Connection, _Worker]]:
 
 def _serve(task: Task, settings: GridSettings, doomed: Mapping[str, str], threads: int, pipe: Connection) -> None:
     """Work in a worker process, and send its events through the pipe."""
-    import torch
-
+    prepare_process(threads)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started is stopped, as after Ctrl-C
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    torch.set_num_threads(threads)
 
     def tell(event: Event) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from clp_plugin.bench.grid.events import Closed, Ended, Event, Started, Told
 from clp_plugin.bench.grid.plan import GridSettings, Task
-from clp_plugin.bench.grid.work import work
+from clp_plugin.bench.grid.work import prepare_process, work
 from clp_plugin.errors import ConfigError
 
 _RETRIES = 2  # of a task whose worker or machine was lost
@@ -57,9 +57,7 @@ class RayCluster:
 
 def _work(task: Task, settings: GridSettings, threads: int) -> list[Event]:
     """Work in a worker of the cluster; what happens on the way is told in the end."""
-    import torch
-
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     events: list[Event] = []
     work(task, settings, events.append)
     return [event for event in events if isinstance(event, (Ended, Closed))]

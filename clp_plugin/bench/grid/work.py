@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
+
 from clp_plugin.bench.grid.events import Closed, Ended, Progressed, Started, Told
 from clp_plugin.bench.grid.plan import AttackFirst, Cell, GridSettings, Task, cells_of
 from clp_plugin.bench.run import plan_defense, run_defense
@@ -14,6 +16,7 @@ from clp_plugin.bench.toolbox_run import run_toolbox_defense
 from clp_plugin.defenses.base import Defense
 from clp_plugin.errors import ClpError
 from clp_plugin.evaluation.metrics import Judgement, judge
+from clp_plugin.networks.memory import keep_freed_memory
 from clp_plugin.records.adapter import ReadsRecords, RunsAttacks, RunsDefenses, require
 from clp_plugin.records.exchange import RunRequest
 from clp_plugin.records.opening import find_adapter, lending, load_adapter
@@ -25,6 +28,16 @@ from clp_plugin.types import Progress, Record
 
 BENCH = "builtin"  # the toolbox whose attacks make records
 _REPORT_SECONDS = 0.2
+
+
+def prepare_process(threads: int) -> None:
+    """Make a process fit for work that is all that it does.
+
+    Args:
+        threads: Number of threads that torch may use, at least 1.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def work(task: Task, settings: GridSettings, told: Told, *, doomed: Mapping[str, str] | None = None) -> None:
