@@ -21,14 +21,16 @@ from ._style import save_figure as save_figure
 _LISTED = 6  # pruned channels written out beside a layer
 _METRICS = (("acc", "ACC", BLUE, "o"), ("asr", "ASR", RED, "s"), ("ra", "RA", GREEN, "^"))
 
+_LegendEntry = tuple[str, str, str, Literal["", "-", "--"]]  # label, colour, marker, line style
 
-def channel_scores_figure(scores: Scores, mask: Mask, u: float) -> Figure:
+
+def channel_scores_figure(scores: Scores, mask: Mask, u: float | None) -> Figure:
     """One strip of dots a layer: how many standard deviations each channel's score is above its layer's mean.
 
     Args:
         scores: One score per channel of each layer.
         mask: The channels to mark; their indices are written at the right.
-        u: The threshold to draw.
+        u: The threshold to draw; None where there is none.
     """
     names = list(scores.sigma)
     figure = new_figure(8.5, 1.6 + 0.2 * max(len(names), 3))
@@ -53,20 +55,16 @@ def channel_scores_figure(scores: Scores, mask: Mask, u: float) -> Figure:
         axes.text(
             1.01, row, _listed(marked), transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=RED
         )
-    axes.axvline(u, color="black", linestyle="--", linewidth=1)
+    legend: list[_LegendEntry] = [("channel", BLUE, "o", ""), (f"{len(mask)} pruned, index at the right", RED, "D", "")]
+    if u is not None:
+        axes.axvline(u, color="black", linestyle="--", linewidth=1)
+        legend.append((f"threshold u = {u:g}", "black", "", "--"))
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.set_xlabel("standard deviations above the layer's mean score")
     axes.tick_params(axis="x", labelsize=8, top=len(names) > 30, labeltop=len(names) > 30)
     plain_axes(axes)
-    _legend(
-        figure,
-        [
-            ("channel", BLUE, "o", ""),
-            (f"{len(mask)} pruned, index at the right", RED, "D", ""),
-            (f"threshold u = {u:g}", "black", "", "--"),
-        ],
-    )
+    _legend(figure, legend)
     return figure
 
 
@@ -106,12 +104,19 @@ def uclc_tac_figure(
     return figure
 
 
-def sweep_figure(rows: Sequence[Mapping[str, Any]], *, default_u: float | None = None, title: str = "") -> Figure:
+def sweep_figure(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    default_u: float | None = None,
+    chosen_u: float | None = None,
+    title: str = "",
+) -> Figure:
     """Figure 4 of the CLP paper: accuracy and attack success over the threshold; below, how many channels go.
 
     Args:
         rows: ``{u, pruned, acc, asr, ra}`` each, metrics in [0, 1] or None.
-        default_u: The threshold to mark, or None.
+        default_u: The default threshold to mark, or None.
+        chosen_u: The threshold to mark that was chosen without data, or None.
         title: Above the figure.
 
     Raises:
@@ -129,16 +134,16 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], *, default_u: float | None =
             upper.plot(u, values, color=color, marker=marker, markersize=4, linewidth=1.5, label=label, clip_on=False)
     lower.step(u, [int(row["pruned"]) for row in ordered], where="mid", color="black", linewidth=1.2)
     lower.fill_between(u, [int(row["pruned"]) for row in ordered], step="mid", color=GREY, alpha=0.3, linewidth=0)
+    for value, whose, style in ((default_u, "default", "--"), (chosen_u, "chosen", ":")):
+        if value is not None:
+            lower.axvline(value, color="black", linestyle=style, linewidth=1)
+            upper.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{whose} u = {value:g}")
     for axes in (upper, lower):
         plain_axes(axes)
-        if default_u is not None:
-            axes.axvline(default_u, color="black", linestyle="--", linewidth=1)
-    if default_u is not None:
-        upper.plot([], [], color="black", linestyle="--", linewidth=1, label=f"default u = {default_u:g}")
     upper.set(ylim=(0, 100), ylabel="% of test images", title=title)
     lower.set(ylim=(0, None), ylabel="pruned", xlabel="threshold u (standard deviations above a layer's mean)")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
@@ -192,7 +197,7 @@ def _listed(marked: Bools) -> str:
     return ", ".join(indices[:_LISTED]) + rest
 
 
-def _legend(figure: Figure, items: Sequence[tuple[str, str, str, Literal["", "-", "--"]]]) -> None:
+def _legend(figure: Figure, items: Sequence[_LegendEntry]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [

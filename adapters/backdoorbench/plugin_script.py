@@ -41,7 +41,7 @@ def _defend(argv: Sequence[str], root: Path) -> None:
         say(f"not used here: {', '.join(f'--{name}' for name in unused)}")
     settings = _settings(given, root)
     method = str(settings["method"])
-    u = float(settings["u"]) if method == "clp" and settings.get("u") is not None else None
+    u = str(settings["u"]) if method == "clp" and settings.get("u") is not None else None
     defend_record(
         DefendRequest(
             record=Path(given.result_file), method=method, u=u, parity=bool(settings.get("parity")), toolbox=_TOOLBOX,
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", help="a method of `bench list defenses`; default clp")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--random_seed", type=int)
-    parser.add_argument("--u", type=float, help="prune above mean + u * std")
+    parser.add_argument("--u", help="prune above mean + u * std; auto: by a trigger sought in the weights")
     parser.add_argument("--u_min", type=float)
     parser.add_argument("--u_max", type=float)
     parser.add_argument("--u_num", type=int, help="values of u in the sweep; 0 skips it")

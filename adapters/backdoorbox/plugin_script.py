@@ -6,7 +6,7 @@ import copy
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,7 +29,7 @@ class CLP:
     Attributes:
         model: The network; repaired in place.
         test_dataset: The images that ``test`` measures on.
-        u: Prune above mean + u * std.
+        u: Prune above mean + u * std; ``"auto"``: by a trigger that is sought in the weights of a network that takes [0, 1].
         options: Other options of the method, as of ``bench defend``.
         input_shape: ``(C, H, W)``; that of the first test image if None.
         mask: The pruned channels, once ``repair`` has run.
@@ -42,7 +42,7 @@ class CLP:
         self,
         model: nn.Module,
         test_dataset: Any = None,
-        u: float = 3.0,
+        u: float | Literal["auto"] = 3.0,
         *,
         input_shape: tuple[int, int, int] | None = None,
         **options: Any,
@@ -67,12 +67,18 @@ class CLP:
         network = unwrap(self.model)
         defense, _ = make_defense(load_catalogue(), "clp", "", {"u": self.u, **self.options})
         channels, height, width = self.input_shape
-        found = defense.repair(network.eval(), Budget((channels, height, width), num_classes=1), seed=0)
+        budget = Budget(
+            (channels, height, width), num_classes=1, mean=(0.0,) * channels, std=(1.0,) * channels
+        )  # fmt: skip
+        found = defense.repair(network.eval(), budget, seed=0)
         network.load_state_dict(found.model.state_dict())
         self.mask = found.mask
         pruned = {} if found.mask is None else found.mask.indices()
         told = ", ".join(f"{len(rows)} of {name}" for name, rows in pruned.items())
-        say(f"CLP, u = {self.u:g}: pruned {told or 'no channel'}")
+        if "finding" in found.log:
+            say(found.log["finding"])
+        u = found.log["u"]
+        say(f"CLP, u = {'none' if u is None else f'{u:g}'}: pruned {told or 'no channel'}")
 
     def test(self, schedule: Mapping[str, Any]) -> None:
         """Measure by ``core.utils.test``, which prints and logs; the data set stays whole, also for ASR_NoTarget.

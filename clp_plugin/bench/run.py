@@ -83,6 +83,12 @@ class DefenseRun:
         """Metrics of the repaired model."""
         return self.judged_after.metrics
 
+    @property
+    def threshold(self) -> float | None:
+        """The u that scores were cut off at; None where the method has none, or chose to prune nothing."""
+        u = self.repaired.log.get("u") if self.repaired.scores is not None else None
+        return None if u is None else float(u)
+
     def sweep(self, values: Sequence[float], *, progress: Progress | None = None) -> list[SweepRow]:
         """Metrics at other thresholds than the run's own, from the scores that the defense found.
 
@@ -114,8 +120,7 @@ class DefenseRun:
             "clean_loss": self.judged_after.clean_loss,
             "triggered_loss": self.judged_after.triggered_loss,
         }
-        threshold = self.repaired.log.get("u")
-        return {**({"u": threshold} if self.repaired.scores and threshold is not None else {}), **losses, **found}
+        return {**({} if self.threshold is None else {"u": self.threshold}), **losses, **found}
 
 
 def make_defense(
@@ -162,7 +167,7 @@ def make_defense(
 
 def _as_declared(value: object, declared: object) -> object:
     """The value of an option as its type writes it: ``u=2`` and ``u=2.0`` are one run, and one cell of a grid."""
-    is_float = declared in (float, "float", "float | None")
+    is_float = declared is float or "float" in str(declared).split(" | ")
     return float(value) if is_float and type(value) is int and abs(value) < _EXACT else value
 
 

@@ -88,6 +88,8 @@ def scan(request: ScanRequest, *, typed: frozenset[str], as_json: bool) -> None:
     """Show the outlying channels of one checkpoint, with no data at all, and optionally repair it."""
     from clp_plugin.cli.commands.scan import scan_checkpoint
 
+    if request.u != "auto":
+        refuse(typed, "mean", "std", "seed", "device", where="without --u auto, which looks for a trigger")
     scan_checkpoint(request, as_json=as_json)
 
 
@@ -124,6 +126,8 @@ def sweep(request: SweepRequest, *, typed: frozenset[str], as_json: bool) -> Non
     """ACC, ASR and RA over u (figure 4 of the paper): scores once, each distinct mask evaluated once."""
     from clp_plugin.cli.commands.correlate import sweep_record
 
+    if request.u != "auto":
+        refuse(typed, "seed", where="without --u auto, which looks for a trigger")
     sweep_record(request, as_json=as_json)
 
 

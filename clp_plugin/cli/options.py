@@ -70,6 +70,17 @@ Strict = Annotated[bool, typer.Option(help="Take the stored keys as they are; ad
 NumClasses = Annotated[int | None, typer.Option(help="Default: read off the checkpoint.")]
 OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 U = Annotated[float | None, typer.Option(help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10.")]
+UOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        help="Prune above mean + u * std. Default: per data set, 3 for CIFAR-10. auto: by a trigger sought in the weights."
+    ),
+]
+Mean = Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 0.")]
+Std = Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 1.")]
+SearchSeed = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the search for a trigger, where there is one.")
+]
 Score = Annotated[
     ScoreName, typer.Option(help="paper: sigma of the fused kernel; relative: in units of a channel's own response.")
 ]
@@ -111,6 +122,20 @@ def takes(request: type[Request]) -> Callable[[Callable[..., None]], Callable[..
         return run
 
     return decorate
+
+
+def parse_u(text: str) -> float | Literal["auto"]:
+    """A threshold as it was typed.
+
+    Raises:
+        ConfigError: If it is neither a number nor ``auto``.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--u: expected a number such as 2.5, or auto; found {text!r}") from None
 
 
 def refuse(typed: frozenset[str], *names: str, where: str) -> None:

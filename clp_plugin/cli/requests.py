@@ -22,6 +22,7 @@ from clp_plugin.cli.options import (
     Implementation,
     Key,
     Layers,
+    Mean,
     NBudget,
     Norm,
     NormName,
@@ -35,13 +36,19 @@ from clp_plugin.cli.options import (
     Scale,
     Score,
     ScoreName,
+    SearchSeed,
+    Std,
     Strict,
     TimeLimit,
     Toolbox,
     Trust,
     U,
+    UOrAuto,
+    parse_u,
 )
 from clp_plugin.files.option_values import parse_options
+
+USUAL_SWEEP = "0:10:0.5"
 
 
 @dataclass(frozen=True)
@@ -123,8 +130,8 @@ class RecordRequest:
     num_classes: NumClasses = None
     input_size: Annotated[str | None, typer.Option(help="C,H,W. Default: that of the images.")] = None
     labels: Annotated[Path | None, typer.Option(help="Labels of the images: a CSV or an .npy.")] = None
-    mean: Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 0.")] = None
-    std: Annotated[str | None, typer.Option(help="One number or one a channel, images in [0, 1]. Default: 1.")] = None
+    mean: Mean = None
+    std: Std = None
     n_test: Annotated[int | None, typer.Option(help="Test on so many images. Default: all that are left.")] = None
     n_benign: Annotated[int, typer.Option(help="Keep so many images for defenses that need some.")] = 0
     copy: Annotated[bool, typer.Option(help="Keep copies of all parts in the record.")] = False
@@ -154,7 +161,7 @@ class ScanRequest:
     strict: Strict = False
     num_classes: NumClasses = None
     input_size: Annotated[str | None, typer.Option(help="C,H,W. Default: the architecture's usual one.")] = None
-    u: U = None
+    u: UOrAuto = None
     score: Score = "paper"
     norm: Norm = "reshaped"
     layers: Layers = "fused,diagonal"
@@ -163,6 +170,10 @@ class ScanRequest:
         Path | None,
         typer.Option(help="Write the repaired checkpoint, in the form that it came in; or .safetensors."),
     ] = None
+    mean: Mean = None
+    std: Std = None
+    seed: SearchSeed = 0
+    device: Device = "auto"
     verify: Annotated[
         bool, typer.Option(help="Check the layers found against real tensors, by an independent rule.")
     ] = False
@@ -183,7 +194,7 @@ class DefendRequest:
     toolbox: Toolbox = None
     root: Root = None
     data: Data = None
-    u: U = None
+    u: UOrAuto = None
     score: Annotated[ScoreName | None, typer.Option(help="For clp: paper or relative.")] = None
     norm: Annotated[NormName | None, typer.Option(help="For clp: reshaped or exact.")] = None
     layers: Annotated[
@@ -216,7 +227,7 @@ class DefendRequest:
     def options(self) -> dict[str, Any]:
         """The method's options: those of ``--option``, and over them those that have an option of their own."""
         named = {
-            "u": self.u,
+            "u": None if self.u is None else parse_u(self.u),
             "score": self.score,
             "norm": self.norm,
             "layers": self.layers,
@@ -250,7 +261,12 @@ class SweepRequest:
     """The options of ``bench sweep``."""
 
     record: RecordPath
-    u: Annotated[str, typer.Option(help="FIRST:LAST:STEP (both ends included) or a list.")] = "0:10:0.5"
+    u: Annotated[
+        str,
+        typer.Option(
+            help="FIRST:LAST:STEP (both ends included) or a list. auto: the usual ones, and the u of --u auto."
+        ),
+    ] = USUAL_SWEEP
     toolbox: Toolbox = None
     root: Root = None
     data: Data = None
@@ -258,6 +274,7 @@ class SweepRequest:
     norm: Norm = "reshaped"
     layers: Layers = "fused,diagonal"
     parity: Parity = False
+    seed: SearchSeed = 0
     device: Device = "auto"
     out: OutFolder = None
     trust: Trust = False

@@ -80,8 +80,9 @@ def show_defense(run: DefenseRun) -> None:
     show_metrics(_title(run), {"before": run.before, after: run.after}, pruned)
     if run.repaired.mask is not None and len(run.repaired.mask):
         say(f"pruned {run.repaired.mask!r}")
-    if note := run.outcome.log.get("published_rule"):
-        say(str(note))
+    for name in ("published_rule", "finding"):
+        if note := run.outcome.log.get(name):
+            say(str(note))
     say(f"DER {run.outcome.der:.3f}, {run.outcome.seconds:.2f} s, budget: {run.outcome.budget}")
 
 

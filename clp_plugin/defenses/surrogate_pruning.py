@@ -14,7 +14,7 @@ from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.copying import copy_of
 from clp_plugin.networks.hooks import eval_mode
-from clp_plugin.surrogate.finding import Found, Gate, find_surrogates
+from clp_plugin.surrogate.finding import Gate, find_surrogates
 from clp_plugin.surrogate.pixels import PixelNetwork
 from clp_plugin.surrogate.rounds import prune_in_rounds
 from clp_plugin.surrogate.stopping import agreement
@@ -85,9 +85,9 @@ class SurrogatePruning:
             found = find_surrogates(
                 network, budget.input_shape, gate=gate, count=self.images, seed=seed, progress=progress
             )
-            log = {**_finding(found, gate), "seconds_search": time.perf_counter() - start}
+            log: dict[str, Any] = {**found.to_json(), "rounds": [], "seconds_search": time.perf_counter() - start}
             mask = Mask({})
-            if gate.passes(found.patch):
+            if found.accepted:
                 before = network.classes(found.like_training)
                 mask, done = prune_in_rounds(
                     network, view, found, rounds=self.rounds, least_agreement=self.least_agreement
@@ -100,19 +100,3 @@ class SurrogatePruning:
         repaired = copy_of(model)
         apply_mask(repaired, mask)
         return Repaired(repaired, mask, log, view)
-
-
-def _finding(found: Found, gate: Gate) -> dict[str, Any]:
-    """The evidence of a search, as plain values for a log."""
-    patch, pattern = found.patch, found.pattern
-    return {
-        "accepted": gate.passes(patch),
-        "target": patch.target,
-        "finding": gate.says(patch),
-        "patch": {"size": patch.size, "place": patch.place, "success": patch.success},
-        "pattern": {"target": pattern.target, "norm": pattern.norm, "success": pattern.success},
-        "losses": {str(label): loss for label, loss in sorted(patch.losses.items())},
-        "searched": len(found.searched),
-        "classes": found.classes,
-        "rounds": [],
-    }

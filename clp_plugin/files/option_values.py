@@ -30,6 +30,24 @@ def parse_options(given: Iterable[str], *, flag: str = "--option") -> dict[str, 
     return options
 
 
+def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
+    """``0.49,0.48,0.45`` as numbers; None stays None.
+
+    Args:
+        text: The numbers as they were typed.
+        flag: The option that they were given by, for messages.
+
+    Raises:
+        ConfigError: If one is no number.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"{flag}: expected one number, or one a channel such as 0.49,0.48,0.45; found {text!r}"
+        ) from None
+
+
 def _value(name: str, text: str, flag: str) -> Any:
     try:
         return parse_yaml(text) if text else ""

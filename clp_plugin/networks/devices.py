@@ -41,6 +41,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
+def moved(model: nn.Module, device: str) -> Iterator[None]:
+    """The model lies on the device inside, and where it was afterwards."""
+    before = device_of(model)
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(before)
+
+
+@contextlib.contextmanager
 def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
     """torch's generators of the CPU and of ``device`` start from ``seed`` inside, and are as before afterwards."""
     on_gpu = torch.device(device).type == "cuda"

@@ -82,7 +82,7 @@ def record_from(
     labels = _whole_numbers(labels)
     chosen = _positions(labels, test, benign)
     shape = _shape(pixels, chosen[0])
-    scale = _normalization(mean, std, shape[0])
+    scale = normalization(mean, std, shape[0])
     model = model.eval()
     rule = TargetRule.parse(str(target), num_classes or classes_of(model, shape))
     if not (labels.min() >= 0 and labels.max() < rule.num_classes):
@@ -201,10 +201,19 @@ def _shape(pixels: PixelSource, test: Ints) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _normalization(
+def normalization(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation with a number for each channel."""
+    """Mean and standard deviation with a number for each channel.
+
+    Args:
+        mean: One number, or one a channel, on the [0, 1] scale; 0 if None.
+        std: One positive number, or one a channel, on the [0, 1] scale; 1 if None.
+        channels: Number of channels.
+
+    Raises:
+        ConfigError: If they do not fit.
+    """
     means, stds = _per_channel(mean, 0.0, channels), _per_channel(std, 1.0, channels)
     if min(stds) <= 0:
         raise ConfigError(f"std: expected positive numbers, found {stds}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.networks.hooks import eval_mode
 from clp_plugin.selection.outliers import PRUNED_KINDS, select
-from clp_plugin.surrogate.finding import Gate, find_surrogates
+from clp_plugin.surrogate.finding import Found, Gate, find_surrogates
 from clp_plugin.surrogate.pixels import PixelNetwork, per_channel
 from clp_plugin.surrogate.stopping import Tried, best_stop, try_masks
 from clp_plugin.surrogate.trigger import Surrogate
@@ -27,18 +28,51 @@ class ChosenThreshold:
     Attributes:
         u: The threshold; infinite where nothing is to be pruned.
         mask: The channels above it.
-        surrogate: The patch that led to it; its target is the suspected class.
-        accepted: Whether the patch was strong enough to act on; otherwise nothing is pruned.
-        says: The finding in one line, with its numbers.
-        curve: Success that is left and agreement for each candidate, nothing pruned first; empty if not accepted.
+        found: The search that led to it.
+        curve: Success that is left and agreement for each candidate, nothing pruned first; that one alone if the patch
+            was not strong enough to act on.
     """
 
     u: float
     mask: Mask
-    surrogate: Surrogate
-    accepted: bool
-    says: str
+    found: Found
     curve: tuple[Tried, ...]
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The patch that led to the threshold; its target is the suspected class."""
+        return self.found.patch
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the patch was strong enough to act on; otherwise nothing is pruned."""
+        return self.found.accepted
+
+    @property
+    def chosen(self) -> Tried:
+        """The candidate that was chosen."""
+        return next(one for one in self.curve if one.u == self.u)
+
+    @property
+    def says(self) -> str:
+        """The finding and the choice in one line, with the numbers."""
+        if math.isinf(self.u):
+            why = "no u is worth what it costs" if self.accepted else "no u is chosen"
+            return f"{self.found.says}; {why}: nothing is pruned"
+        kept = f"{self.chosen.agreement:.0%} of synthetic images keep their class"
+        return f"{self.found.says}; u = {self.u:g} leaves it {self.chosen.success:.0%}, and {kept}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice and its evidence, as plain JSON values for a log: u is null where nothing is pruned."""
+        chosen = self.chosen.to_json()
+        return {
+            **self.found.to_json(),
+            "u": chosen["u"],
+            "finding": self.says,
+            "success": chosen["success"],
+            "agreement": chosen["agreement"],
+            "curve": [one.to_json() for one in self.curve],
+        }
 
 
 def choose_u(
@@ -93,15 +127,12 @@ def choose_u(
     """  # noqa: E501
     channels = input_shape[0]
     network = PixelNetwork(view.model, per_channel(mean, channels), per_channel(std, channels))
-    gate = gate or Gate()
     thresholds = (math.inf, *candidates)
     masks = [select(scores, u, layers=layers) for u in thresholds]
     with eval_mode(view.model):
         found = find_surrogates(network, input_shape, gate=gate, count=count, seed=seed, progress=progress)
-        says = gate.says(found.patch)
-        if not gate.passes(found.patch):
-            return ChosenThreshold(math.inf, masks[0], found.patch, False, says, ())
-        tried = try_masks(network, masks, [found.patch], found.held_out, found.like_training)
+        worth_trying = masks if found.accepted else masks[:1]
+        tried = try_masks(network, worth_trying, [found.patch], found.held_out, found.like_training)
+    curve = tuple(replace(one, u=u) for one, u in zip(tried, thresholds, strict=False))
     best = best_stop(tried)
-    curve = tuple(Tried(one.pruned, one.success, one.agreement, u) for one, u in zip(tried, thresholds, strict=True))
-    return ChosenThreshold(thresholds[best], masks[best], found.patch, True, says, curve)
+    return ChosenThreshold(thresholds[best], masks[best], found, curve)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,7 @@ class Found:
         like_training: Images synthesised with classes: agreement is measured on them.
         classes: Number of classes of the network.
         searched: The classes that were searched: all, or the ``MAX_CLASSES`` nearest ones.
+        gate: The strength that the patch was asked for.
     """
 
     patch: Surrogate
@@ -76,11 +78,36 @@ class Found:
     like_training: Tensor
     classes: int
     searched: tuple[int, ...]
+    gate: Gate
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the patch is strong enough to act on."""
+        return self.gate.passes(self.patch)
+
+    @property
+    def says(self) -> str:
+        """The finding in one line, with its numbers."""
+        return self.gate.says(self.patch)
 
     @property
     def agreeing(self) -> list[Surrogate]:
         """The patch, and the pattern if its search names the same class."""
         return [self.patch, *([self.pattern] if self.pattern.target == self.patch.target else [])]
+
+    def to_json(self) -> dict[str, Any]:
+        """The evidence, as plain JSON values for a log."""
+        patch, pattern = self.patch, self.pattern
+        return {
+            "accepted": self.accepted,
+            "target": patch.target,
+            "finding": self.says,
+            "patch": {"size": patch.size, "place": patch.place, "success": patch.success},
+            "pattern": {"target": pattern.target, "norm": pattern.norm, "success": pattern.success},
+            "losses": {str(label): loss for label, loss in sorted(patch.losses.items())},
+            "searched": len(self.searched),
+            "classes": self.classes,
+        }
 
 
 def find_surrogates(
@@ -134,7 +161,7 @@ def find_surrogates(
     tick()
     patch = search_patch(network, fit, held_out, searched, patterns=patterns, success=gate.success)
     tick()
-    return Found(patch, pattern, fit, held_out, like_training, classes, searched)
+    return Found(patch, pattern, fit, held_out, like_training, classes, searched, gate)
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -21,13 +22,17 @@ class Tried:
         pruned: Number of channels that it prunes.
         success: The largest success that is left to a surrogate.
         agreement: Share of the images that keep the class that the network gave them.
-        u: The threshold that it comes from, where it comes from one.
+        u: The threshold that it comes from, where it comes from one; infinite for the mask that prunes nothing.
     """
 
     pruned: int
     success: float
     agreement: float
     u: float | None = None
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """The attributes by name, as plain JSON values: an infinite threshold is null."""
+        return {**asdict(self), "u": None if self.u == math.inf else self.u}
 
 
 def try_masks(

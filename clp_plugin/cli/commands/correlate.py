@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
 from clp_plugin.bench.run import make_defense
 from clp_plugin.cli.commands.scan import note_layers
+from clp_plugin.cli.commands.searching import choose_threshold
 from clp_plugin.cli.console import emit_json, progress_bar, say
-from clp_plugin.cli.requests import CorrelateRequest, SweepRequest
+from clp_plugin.cli.requests import USUAL_SWEEP, CorrelateRequest, SweepRequest
 from clp_plugin.cli.showing import show_correlation, show_sweep
 from clp_plugin.errors import ConfigError
 from clp_plugin.evidence.correlation import Correlation, correlate
@@ -28,10 +30,10 @@ from clp_plugin.types import Floats, Mask, Record, Scores
 _TAC_NORMS = ("l2", "l1")
 
 
-def default_u(record: Record, catalogue: Catalogue) -> float:
-    """The u that CLP would take for the record's data set."""
+def default_u(record: Record, catalogue: Catalogue) -> float | None:
+    """The u that CLP would take for the record's data set; None if a catalogue leaves the choice to the weights."""
     _, options = make_defense(catalogue, "clp", record.provenance.dataset, {})
-    return float(options["u"])
+    return None if options["u"] == "auto" else float(options["u"])
 
 
 def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
@@ -52,7 +54,10 @@ def correlate_record(request: CorrelateRequest, *, as_json: bool) -> None:
     scores = score(view, score=request.score, norm=request.norm)
     layers = parse_layers(request.layers)
     note_layers(view, layers, scores)
-    mask = select(scores, default_u(record, catalogue) if request.u is None else request.u, layers=layers)
+    u = default_u(record, catalogue) if request.u is None else request.u
+    if u is None:
+        raise ConfigError("--u: the catalogue's u of clp is auto; give a number")
+    mask = select(scores, u, layers=layers)
     with progress_bar("TAC") as report:
         tac = trigger_activated_change(
             view,
@@ -92,7 +97,8 @@ def write_correlation(folder: Path, scores: Scores, tac: dict[str, Floats], mask
 
 def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     """Sweep, write CSV and figure, print."""
-    values = parse_range(request.u)
+    values = parse_range(USUAL_SWEEP if request.u == "auto" else request.u)
+    device = pick_device(request.device)
     catalogue = load_catalogue(request.registry)
     path = locate_record(request.record, toolbox=request.toolbox, root=request.root, catalogue=catalogue)
     clear_dead_runs(path)
@@ -106,23 +112,39 @@ def sweep_record(request: SweepRequest, *, as_json: bool) -> None:
     scores = score(view, score=request.score, norm=request.norm)
     layers = parse_layers(request.layers)
     note_layers(view, layers, scores)
+    chosen = None
+    if request.u == "auto":
+        origin = record.provenance
+        chosen = choose_threshold(
+            view, scores, record.input_shape, mean=origin.mean, std=origin.std, layers=layers, seed=request.seed, device=device
+        )  # fmt: skip
+        values = sorted({*values, *([chosen.u] if math.isfinite(chosen.u) else [])})
     with progress_bar("sweep") as report:
-        rows = sweep(record, scores, values, layers=layers, device=pick_device(request.device), progress=report)
+        rows = sweep(record, scores, values, layers=layers, device=device, progress=report)
     with inputs_kept(path):
-        write_sweep(folder, rows, default_u(record, catalogue))
+        write_sweep(folder, rows, default_u(record, catalogue), chosen=None if chosen is None else chosen.u)
     if as_json:
-        emit_json({"rows": [row.to_json() for row in rows]})
+        told = {} if chosen is None else {"surrogate": chosen.to_json()}
+        emit_json({"rows": [row.to_json() for row in rows], **told})
     else:
         show_sweep(rows)
         say(f"wrote sweep.csv, sweep.png and sweep.pdf to {folder}")
 
 
-def write_sweep(folder: Path, rows: list[SweepRow], u: float) -> None:
-    """``sweep.csv`` and figure 4."""
+def write_sweep(folder: Path, rows: list[SweepRow], u: float | None, *, chosen: float | None = None) -> None:
+    """``sweep.csv`` and figure 4.
+
+    Args:
+        folder: The folder that takes them.
+        rows: The sweep.
+        u: The default threshold, to mark.
+        chosen: The threshold that was chosen without data, to mark where it is finite.
+    """
     from clp_plugin.reports.figures import save_figure, sweep_figure
     from clp_plugin.reports.tables import to_csv
 
     plain = [row.to_json() for row in rows]
     with filled_folder(folder):
         to_csv(plain, folder / "sweep.csv")
-        save_figure(sweep_figure(plain, default_u=u), folder / "sweep")
+        marked = chosen if chosen is not None and math.isfinite(chosen) else None
+        save_figure(sweep_figure(plain, default_u=u, chosen_u=marked), folder / "sweep")

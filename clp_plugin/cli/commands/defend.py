@@ -73,6 +73,7 @@ def _draw(place: Path, run: DefenseRun, rows: Sequence[SweepRow]) -> None:
         return
     from clp_plugin.reports.figures import channel_scores_figure, save_figure, sweep_figure
 
-    u = float(run.outcome.options["u"])
+    u = run.threshold
+    marked = {"chosen_u" if run.outcome.options.get("u") == "auto" else "default_u": u}
     save_figure(channel_scores_figure(run.repaired.scores, run.repaired.mask, u), place / "scores")
-    save_figure(sweep_figure([row.to_json() for row in rows], default_u=u), place / "sweep")
+    save_figure(sweep_figure([row.to_json() for row in rows], **marked), place / "sweep")

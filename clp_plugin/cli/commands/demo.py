@@ -58,7 +58,7 @@ def demo(*, out: Path, seed: int, device: str, as_json: bool) -> None:
     show_defense(run)
     show_sweep(rows)
     show_correlation(found)
-    say(verdict(run, float(options["u"])))
+    say(verdict(run))
     say(f"figures and tables in {out / 'figures'}, repaired weights in {repaired}; {seconds:.0f} s in all")
 
 
@@ -76,11 +76,12 @@ def _attack(adapter: ReadsRecords, out: Path, seed: int, device: str, catalogue:
         pass
 
 
-def verdict(run: DefenseRun, u: float) -> str:
+def verdict(run: DefenseRun) -> str:
     """One sentence on whether the default u did what the paper says, without looking at any other u."""
     before, after = run.before, run.after
+    u = "none" if run.threshold is None else f"{run.threshold:g}"
     change = (
-        f"u = {u:g}, {run.outcome.pruned} channels pruned: ASR {percent(before.asr)} to {percent(after.asr)}, "
+        f"u = {u}, {run.outcome.pruned} channels pruned: ASR {percent(before.asr)} to {percent(after.asr)}, "
         f"ACC {percent(before.acc)} to {percent(after.acc)}"
     )
     if after.asr <= _WORKED_ASR and before.acc - after.acc <= _WORKED_ACC_DROP:
@@ -108,9 +109,8 @@ def _write_figures(folder: Path, run: DefenseRun, rows: list[SweepRow]) -> Corre
     tac = trigger_activated_change(view, record, device=run.outcome.device)
     found = correlate(scores, tac)
     write_correlation(folder, scores, tac, mask, found)
-    u = float(run.outcome.options["u"])
-    write_sweep(folder, rows, u)
-    save_figure(channel_scores_figure(scores, mask, u), folder / "scores")
+    write_sweep(folder, rows, run.threshold)
+    save_figure(channel_scores_figure(scores, mask, run.threshold), folder / "scores")
     picks = np.arange(min(_EXAMPLES, len(record.triggered.images)))
     clean, triggered = record.clean.take(record.triggered.clean_index[picks]), record.triggered.images.take(picks)
     if isinstance(clean, ArrayImages) and isinstance(triggered, ArrayImages):

@@ -17,7 +17,7 @@ from clp_plugin.cli.showing import show_metrics
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import evaluate
 from clp_plugin.files.atomic import filled_folder
-from clp_plugin.files.option_values import parse_options
+from clp_plugin.files.option_values import parse_numbers, parse_options
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.images import Pixels
 from clp_plugin.networks.devices import pick_device
@@ -98,8 +98,8 @@ def _parts(request: RecordRequest) -> PartsRequest:
         num_classes=request.num_classes,
         labels=request.labels,
         input_shape=None if request.input_size is None else parse_shape(request.input_size),
-        mean=_numbers("--mean", request.mean),
-        std=_numbers("--std", request.std),
+        mean=parse_numbers(request.mean, flag="--mean"),
+        std=parse_numbers(request.std, flag="--std"),
         n_test=request.n_test,
         n_benign=request.n_benign,
         seed=request.seed,
@@ -109,16 +109,6 @@ def _parts(request: RecordRequest) -> PartsRequest:
         poison_rate=request.poison_rate,
         trust=request.trust,
     )
-
-
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
-    """``0.49,0.48,0.45`` as numbers; None stays None."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"{flag}: expected one number, or one a channel such as 0.49,0.48,0.45; found {text!r}"
-        ) from None
 
 
 def _note_if_it_does_not_work(metrics: Metrics) -> None:

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from clp_plugin.cli.commands.searching import choose_threshold
 from clp_plugin.cli.console import emit_json, say, show_table
+from clp_plugin.cli.options import parse_u
 from clp_plugin.cli.requests import ScanRequest
 from clp_plugin.defenses.clp import CLP
 from clp_plugin.errors import CheckpointError, ConfigError, PairingError
 from clp_plugin.files.atomic import filled_folder
 from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
 from clp_plugin.files.marks import weights_to_write
-from clp_plugin.files.option_values import parse_options
+from clp_plugin.files.option_values import parse_numbers, parse_options
 from clp_plugin.files.places import inputs_kept
 from clp_plugin.files.shards import find_index
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.masking.apply import masked, save_mask
+from clp_plugin.networks.devices import pick_device
 from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
 from clp_plugin.records.opening import open_network
+from clp_plugin.records.parts import normalization
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
 from clp_plugin.types import LayerKind, Mask, Scores
 
-_CHECKPOINT_OPTIONS = ("arch_option", "key", "strict", "num_classes", "input_size")
+_CHECKPOINT_OPTIONS = ("arch_option", "key", "strict", "num_classes", "input_size", "mean", "std")
 _SHOWN = 6  # channels of a layer, or layers of a note
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The network that is scanned.
+
+    Attributes:
+        model: The network, in eval mode.
+        input_shape: Shape of one input, ``(C, H, W)``.
+        mean: Mean of its normalization for each channel, on the [0, 1] scale.
+        std: Standard deviation of that normalization, per channel, on the [0, 1] scale.
+        loaded: How a checkpoint became the network; None for a record's.
+    """
+
+    model: nn.Module
+    input_shape: Shape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    loaded: LoadedNetwork | None
 
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
@@ -41,21 +66,30 @@ def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
 
 
 def _scan(request: ScanRequest, *, as_json: bool) -> None:
-    model, shape, loaded = _load(request)
+    subject = _load(request)
+    loaded, shape = subject.loaded, subject.input_shape
     if request.repair is not None:
         _require_place(request.repair, loaded)
     try:
-        view = fuse(model, shape, pairing="registration" if request.parity else "dataflow")
+        view = fuse(subject.model, shape, pairing="registration" if request.parity else "dataflow")
     except PairingError as error:
         guessed = f"; guessed: {'; '.join(loaded.guessed)}" if loaded is not None and loaded.guessed else ""
         raise PairingError(f"{error}{guessed}") from error
     start = time.perf_counter()
     scores = score(view, score=request.score, norm=request.norm)
-    u = CLP.u if request.u is None else request.u
+    u = CLP.u if request.u is None else parse_u(request.u)
     layers = parse_layers(request.layers)
-    mask = select(scores, u, layers=layers)
+    found: dict[str, Any] = {}
+    if u == "auto":
+        chosen = choose_threshold(
+            view, scores, shape, mean=subject.mean, std=subject.std, layers=layers, seed=request.seed,
+            device=pick_device(request.device),
+        )  # fmt: skip
+        u, mask, found = chosen.u, chosen.mask, {"surrogate": chosen.to_json()}
+    else:
+        mask = select(scores, u, layers=layers)
     seconds = time.perf_counter() - start
-    report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask)}
+    report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask), **found}
     report["not_scored"] = [{"name": name, "why": why} for name, why in view.left_out().items()]
     if loaded is not None:
         report["loaded"] = loaded.facts()
@@ -64,7 +98,7 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
     if request.verify:
         report["verified"] = _verified(view, shape)
     if request.repair is not None:
-        _repair(masked(model, mask, verify=None if request.parity else shape), loaded, request.repair)
+        _repair(masked(subject.model, mask, verify=None if request.parity else shape), loaded, request.repair)
     folder = request.out or (None if as_json else Path("runs") / "scan" / request.checkpoint.stem)
     if folder is not None:
         _write(folder, scores, mask, u, report)
@@ -105,8 +139,8 @@ def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str,
     ]
 
 
-def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]:
-    """The model, the shape of its input, and how a checkpoint became it; a record's folder says all itself."""
+def _load(request: ScanRequest) -> _Subject:
+    """The network of a record's folder, which says all itself, or of a checkpoint, as the options say."""
     if request.arch is None and request.checkpoint.is_dir() and find_index(request.checkpoint) is None:
         for name in _CHECKPOINT_OPTIONS:
             if getattr(request, name):
@@ -114,7 +148,9 @@ def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]
                     f"--{name.replace('_', '-')} has no meaning for a record; leave it out, or give --arch too"
                 )
         recorded = open_network(request.checkpoint, trust=request.trust)
-        return recorded.model, recorded.input_shape, None
+        return _Subject(
+            recorded.model, recorded.input_shape, recorded.provenance.mean, recorded.provenance.std, loaded=None
+        )
     network = load_network(
         request.checkpoint,
         arch=request.arch,
@@ -125,7 +161,10 @@ def _load(request: ScanRequest) -> tuple[nn.Module, Shape, LoadedNetwork | None]
         trust=request.trust,
         strict=request.strict,
     )
-    return network.model, network.input_shape, network
+    mean, std = normalization(
+        parse_numbers(request.mean, flag="--mean"), parse_numbers(request.std, flag="--std"), network.input_shape[0]
+    )
+    return _Subject(network.model, network.input_shape, mean, std, network)
 
 
 def _require_place(repair: Path, loaded: LoadedNetwork | None) -> None:
@@ -189,7 +228,7 @@ def _write(folder: Path, scores: Scores, mask: Mask, u: float, report: Mapping[s
     with filled_folder(folder):
         to_csv(rows, folder / "scores.csv")
         save_mask(mask, folder / "mask.json")
-        save_figure(channel_scores_figure(scores, mask, u), folder / "scores")
+        save_figure(channel_scores_figure(scores, mask, u if math.isfinite(u) else None), folder / "scores")
     say(f"wrote scores.csv, mask.json, scores.png and scores.pdf to {folder}")
 
 
