@@ -14,7 +14,8 @@ from typing import Any, cast, get_args
 from clp_plugin.bench.budget import draw_budget
 from clp_plugin.defenses.base import Budget, Defense, Repaired
 from clp_plugin.errors import ConfigError, RegistryError, unknown_name
-from clp_plugin.evaluation.metrics import Judgement, judge
+from clp_plugin.evaluation.judging import RecordJudge
+from clp_plugin.evaluation.metrics import Judgement
 from clp_plugin.evidence.sweep import SweepRow, sweep
 from clp_plugin.files.atomic import staged_folder
 from clp_plugin.files.checkpoints import save_weights
@@ -207,25 +208,26 @@ def plan_defense(
 
 
 def run_defense(
-    planned: PlannedRun, *, before: Judgement | None = None, progress: Progress | None = None
+    planned: PlannedRun, *, judge: RecordJudge | None = None, progress: Progress | None = None
 ) -> DefenseRun:
     """Repair a copy of the record's model and measure both.
 
     Args:
         planned: The planned run; its record is not changed.
-        before: The judgement of the attacked model, if it is known already.
+        judge: The judge of the record, if it has judged already; on the device of the run.
         progress: Called by the defense.
 
     Raises:
         ConfigError: If the defense refuses the network.
     """
     record, facts = planned.record, planned.facts
+    judge = judge or RecordJudge(record, device=facts.device)
+    judge.before()  # a record that cannot be judged is not worth a repair
     own = copy.deepcopy(record.model).to(facts.device).eval()
-    before = before or judge(own, record, device=facts.device)
     start = time.perf_counter()
     with seeded(facts.seed, facts.device):
         repaired = planned.defense.repair(own, planned.budget, seed=facts.seed, progress=progress)
-    return judged(record, repaired, facts, seconds=time.perf_counter() - start, before=before)
+    return judged(record, repaired, facts, seconds=time.perf_counter() - start, judge=judge)
 
 
 def judged(
@@ -234,7 +236,7 @@ def judged(
     facts: RunFacts,
     *,
     seconds: float,
-    before: Judgement,
+    judge: RecordJudge,
     reported: Mapping[str, float] | None = None,
 ) -> DefenseRun:
     """Measure a repaired model and make the run's outcome.
@@ -244,10 +246,10 @@ def judged(
         repaired: The result of a defense, ours or a toolbox's.
         facts: The facts that were known before the run.
         seconds: Time of the method itself.
-        before: The judgement of the attacked model on the test images.
+        judge: The judge of the record.
         reported: Measurements of a toolbox's own script.
     """
-    after = judge(repaired.model, record, device=facts.device)
+    before, after = judge.before(), judge(repaired.model)
     outcome = facts.outcome(
         seconds=seconds, before=before.metrics, after=after.metrics, mask=repaired.mask, reported=reported, log=repaired.log
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from clp_plugin.bench.run import DefenseRun, judged
 from clp_plugin.defenses.base import Repaired
 from clp_plugin.errors import ToolboxError
-from clp_plugin.evaluation.metrics import Judgement, judge
+from clp_plugin.evaluation.judging import RecordJudge
 from clp_plugin.files.atomic import delete
 from clp_plugin.files.locks import claimed
 from clp_plugin.records.adapter import RunsDefenses
@@ -29,7 +29,7 @@ def run_toolbox_defense(
     request: RunRequest,
     reuse: bool = False,
     command: str = "",
-    before: Judgement | None = None,
+    judge: RecordJudge | None = None,
 ) -> tuple[ToolboxResult, DefenseRun]:
     """Run a toolbox's defense, or read back an earlier result, measure it, and store the outcome beside its files.
 
@@ -43,7 +43,7 @@ def run_toolbox_defense(
         request: How its script is to run.
         reuse: Measure the result that is there instead of running.
         command: The command line, for the outcome.
-        before: The judgement of the attacked model, if it is known already.
+        judge: The judge of the record, if it has judged already; on the device of the request.
 
     Raises:
         ToolboxError: If the script fails, or leaves nothing that can be used.
@@ -53,19 +53,20 @@ def run_toolbox_defense(
         method, request.options, request.seed, request.device, command, record.provenance,
         implementation=record.provenance.toolbox, budget="unknown",
     )  # fmt: skip
+    judge = judge or RecordJudge(record, device=request.device)
     place = request.destination or record.folder / DEFENSES / method
     with claimed(place, wait=False):  # until the outcome lies beside the result
         if reuse:
             result = adapter.read_defense(record.folder, method)
         else:
-            with contextlib.nullcontext() if request.destination else _failure_stored(record, facts):
+            with contextlib.nullcontext() if request.destination else _failure_stored(record, facts, judge):
                 result = adapter.run_defense(record.folder, method, request)
         run = judged(
             record,
             Repaired(result.model, log=_log(result)),
             _as_it_ran(facts, result),
             seconds=result.seconds,
-            before=before or _before(record, facts),
+            judge=judge,
             reported=result.reported,
         )
         if request.destination is None:
@@ -90,7 +91,7 @@ def _log(result: ToolboxResult) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _failure_stored(record: Record, facts: RunFacts) -> Iterator[None]:
+def _failure_stored(record: Record, facts: RunFacts, judge: RecordJudge) -> Iterator[None]:
     """A script that fails inside the block leaves a failed outcome; one that ends well removes an earlier one."""
     file = failure_file(record.folder, facts.method)
     start = time.perf_counter()
@@ -98,13 +99,9 @@ def _failure_stored(record: Record, facts: RunFacts) -> Iterator[None]:
         yield
     except ToolboxError as error:
         seconds = time.perf_counter() - start
-        failed = facts.outcome(seconds=seconds, before=_before(record, facts).metrics, error=str(error))
+        failed = facts.outcome(seconds=seconds, before=judge.before().metrics, error=str(error))
         save_outcome(failed, file)
         raise
     delete(file)
     with contextlib.suppress(OSError):  # the folder is missing, or logs of other runs are in it
         file.parent.rmdir()
-
-
-def _before(record: Record, facts: RunFacts) -> Judgement:
-    return judge(record.model, record, device=facts.device)

@@ -35,7 +35,9 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         started_here = None if self.address else (self.workers or 0) * self.threads or None
         try:
-            ray.init(address=self.address or "local", num_cpus=started_here, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                address=self.address or "local", num_cpus=started_here, include_dashboard=False, log_to_driver=False
+            )
         except Exception as error:  # of a cluster that does not come up Ray raises a plain one
             why = " ".join(str(error).split())
             raise ConfigError(f"Ray does not start: {why}; is the machine overloaded, or --address wrong?") from error

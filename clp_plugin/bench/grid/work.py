@@ -15,7 +15,7 @@ from clp_plugin.bench.run import plan_defense, run_defense
 from clp_plugin.bench.toolbox_run import run_toolbox_defense
 from clp_plugin.defenses.base import Defense
 from clp_plugin.errors import ClpError
-from clp_plugin.evaluation.metrics import Judgement, judge
+from clp_plugin.evaluation.judging import RecordJudge
 from clp_plugin.networks.memory import keep_freed_memory
 from clp_plugin.records.adapter import ReadsRecords, RunsAttacks, RunsDefenses, require
 from clp_plugin.records.exchange import RunRequest
@@ -64,24 +64,24 @@ def work(task: Task, settings: GridSettings, told: Told, *, doomed: Mapping[str,
 
 
 class _Attacked:
-    """A record that is open; what its model does on the test images is measured once."""
+    """A record that is open, with the judge of all that its cells make."""
 
-    def __init__(self, record: Record, adapter: ReadsRecords, told: Told) -> None:
-        self.record, self.adapter, self._told = record, adapter, told
-        self._judged: Judgement | None = None
+    def __init__(self, record: Record, adapter: ReadsRecords, judge: RecordJudge) -> None:
+        self.record, self.adapter, self.judge = record, adapter, judge
+        self._is_judged = False
+
+    def judge_first(self, told: Told) -> None:
+        """Judge the attacked model, unless that is done."""
+        if not self._is_judged:
+            told(Started(str(self.record.folder), "judging the attacked model"))
+            self.judge.before()
+            self._is_judged = True
 
     def cells(self, task: Task, settings: GridSettings, catalogue: Catalogue) -> Iterator[Cell]:
         """The cells of the task; what the record is, is kept for the next time."""
         content, origin = record_content(task.record), self.record.provenance
         settings.store.remember(content, origin)
         yield from cells_of(task, content, settings, catalogue, dataset=origin.dataset, toolbox=origin.toolbox)
-
-    def judged(self, device: str) -> Judgement:
-        """The judgement of the attacked model, made once."""
-        if self._judged is None:
-            self._told(Started(str(self.record.folder), "judging the attacked model"))
-            self._judged = judge(self.record.model, self.record, device=device)
-        return self._judged
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def _record(task: Task, settings: GridSettings, catalogue: Catalogue, told: Told
         adapter = find_adapter(task.record, toolbox=task.toolbox, catalogue=catalogue)
         adapter = lending(adapter, task.record, settings.data)
         record = adapter.open(task.record, trust=settings.trust)
-    yield _Attacked(record, adapter, told)
+    yield _Attacked(record, adapter, RecordJudge(record, device=settings.device))
 
 
 def attack_request(
@@ -130,9 +130,11 @@ def _run(
         now = store.stored(cell.key)
         if now is not None and now != earlier:  # another process made it while this one waited
             return Ended(str(cell.record), cell.label, now, kept=True)
-        attacked.judged(settings.device)  # before the cell counts as started: what fails here is not of this cell
+        doom = doomed.get(cell.key.name)
+        if doom is None:  # before the cell counts as started: what fails here is not of this cell
+            attacked.judge_first(told)
         told(Started(str(cell.record), cell.label, cell.key.name))
-        outcome = _outcome(cell, attacked, settings, told, doomed.get(cell.key.name))
+        outcome = _outcome(cell, attacked, settings, told, doom)
         store.save(cell.key, outcome)
     return Ended(str(cell.record), cell.label, outcome)
 
@@ -158,7 +160,7 @@ def _own_run(cell: Cell, defense: Defense, attacked: _Attacked, settings: GridSe
         attacked.record, cell.method.name, defense, cell.key.options, seed=cell.key.seed, device=settings.device,
         command=settings.command, n_budget=settings.n_budget, protocol=settings.protocol,
     )  # fmt: skip
-    return run_defense(planned, before=attacked.judged(settings.device), progress=progress).outcome
+    return run_defense(planned, judge=attacked.judge, progress=progress).outcome
 
 
 def _toolbox_run(cell: Cell, attacked: _Attacked, settings: GridSettings, progress: Progress) -> Outcome:
@@ -177,7 +179,7 @@ def _toolbox_run(cell: Cell, attacked: _Attacked, settings: GridSettings, progre
     adapter = require(attacked.adapter, RunsDefenses, toolbox=cell.method.implementation)
     _, run = run_toolbox_defense(
         adapter, attacked.record, method=cell.method.name, request=request, command=settings.command,
-        before=attacked.judged(settings.device),
+        judge=attacked.judge,
     )  # fmt: skip
     return run.outcome
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counting import calls_counted
 from fake_records import fake_record
 from torch import nn
 
@@ -21,7 +22,8 @@ from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_def
 from clp_plugin.cli.showing import defense_json
 from clp_plugin.defenses.base import Budget, Defense, Repaired
 from clp_plugin.errors import ConfigError, RegistryError
-from clp_plugin.evaluation.metrics import Judgement, evaluate, judge
+from clp_plugin.evaluation.judging import RecordJudge
+from clp_plugin.evaluation.metrics import evaluate, judge
 from clp_plugin.files.checkpoints import load_checkpoint
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import load_mask
@@ -58,8 +60,8 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
     return list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def run(record: Record, defense: Defense, *, before: Judgement | None = None, **options: Any) -> DefenseRun:
-    return run_defense(plan_defense(record, "spy", defense, {"strength": 0.1}, **options), before=before)
+def run(record: Record, defense: Defense, *, judge: RecordJudge | None = None, **options: Any) -> DefenseRun:
+    return run_defense(plan_defense(record, "spy", defense, {"strength": 0.1}, **options), judge=judge)
 
 
 def test_data_free_defense_gets_no_image() -> None:
@@ -131,13 +133,13 @@ def test_outcome_holds_both_measurements_and_where_they_come_from() -> None:
     assert outcome.pruned is None
 
 
-def test_known_metrics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = fake_record()
-    known = judge(record.model, record)
-    calls: list[nn.Module] = []
-    monkeypatch.setattr("clp_plugin.bench.run.judge", lambda model, *_, **__: calls.append(model) or known)
-    assert run(record, Spy(), before=known).before is known.metrics
-    assert len(calls) == 1
+def test_the_attacked_model_is_judged_once_for_all_runs_with_one_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = calls_counted(monkeypatch, judge)
+    known = RecordJudge(fake_record())
+    first, second = (run(fake_record(), Spy(), judge=known, seed=seed) for seed in (0, 1))
+    assert counts["judge"] == 3
+    assert first.before == second.before == evaluate(fake_record().model, fake_record())
+    assert first.after != second.after
 
 
 def test_failure_of_a_defense_leaves_the_record_alone() -> None:
