@@ -88,8 +88,12 @@ def scan(request: ScanRequest, *, typed: frozenset[str], as_json: bool) -> None:
     """Show the outlying channels of one checkpoint, with no data at all, and optionally repair it."""
     from clp_plugin.cli.commands.scan import scan_checkpoint
 
-    if request.u != "auto":
-        refuse(typed, "mean", "std", "seed", "device", where="without --u auto, which looks for a trigger")
+    if request.surrogate:
+        refuse(typed, "u", "layers", "parity", where="with --surrogate, which chooses the channels by a trigger")
+    elif request.u != "auto":
+        refuse(
+            typed, "mean", "std", "seed", "device", where="without --surrogate or --u auto, which look for a trigger"
+        )
     scan_checkpoint(request, as_json=as_json)
 
 

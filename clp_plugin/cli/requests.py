@@ -166,6 +166,10 @@ class ScanRequest:
     norm: Norm = "reshaped"
     layers: Layers = "fused,diagonal"
     parity: Parity = False
+    surrogate: Annotated[
+        bool,
+        typer.Option(help="Look for a trigger in the weights, and prune what it drives. Minutes; a hint, no verdict."),
+    ] = False
     repair: Annotated[
         Path | None,
         typer.Option(help="Write the repaired checkpoint, in the form that it came in; or .safetensors."),

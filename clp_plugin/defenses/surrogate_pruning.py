@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,12 +12,9 @@ from clp_plugin.defenses.shared.options import is_count, is_number, require_in_r
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.masking.apply import apply_mask
 from clp_plugin.networks.copying import copy_of
-from clp_plugin.networks.hooks import eval_mode
-from clp_plugin.surrogate.finding import Gate, find_surrogates
-from clp_plugin.surrogate.pixels import PixelNetwork
-from clp_plugin.surrogate.rounds import prune_in_rounds
-from clp_plugin.surrogate.stopping import agreement
-from clp_plugin.types import BudgetKind, Mask, Progress
+from clp_plugin.surrogate.finding import Gate
+from clp_plugin.surrogate.repairing import surrogate_repair
+from clp_plugin.types import BudgetKind, Progress
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class SurrogatePruning:
        ends after ``rounds`` of them, when both succeed on less than half, or when one prunes nothing.
 
     The log holds the evidence: ``target`` (the suspected class; a hint), ``finding``, ``losses`` (class to cross-entropy),
-    ``rounds`` (success before and after, agreement, channels), ``agreement`` of all rounds together.
+    ``driven`` (the channels that the triggers drive most), ``rounds`` (success before and after, agreement, channels),
+    ``agreement`` of all rounds together.
 
     Attributes:
         gate_size: Largest side of a patch that counts as a trigger's.
@@ -77,26 +74,13 @@ class SurrogatePruning:
         Raises:
             ConfigError: If no BatchNorm of the network keeps running statistics, or its images are too small.
         """
-        view, gate = fuse(model, budget.input_shape), Gate(self.gate_size, self.gate_success)
-        start = time.perf_counter()
+        view = fuse(model, budget.input_shape)
+        found = surrogate_repair(
+            view, input_shape=budget.input_shape, mean=budget.mean, std=budget.std,
+            gate=Gate(self.gate_size, self.gate_success), rounds=self.rounds, least_agreement=self.least_agreement,
+            count=self.images, seed=seed, progress=progress,
+        )  # fmt: skip
+        # Pruned on a copy of its own: a mask that is replayed on the file must give this very network.
         repaired = copy_of(model)
-        network = PixelNetwork(repaired, budget.mean, budget.std)
-        with eval_mode(repaired):
-            found = find_surrogates(
-                network, budget.input_shape, gate=gate, count=self.images, seed=seed, progress=progress
-            )
-            log: dict[str, Any] = {**found.to_json(), "rounds": [], "seconds_search": time.perf_counter() - start}
-            mask = Mask({})
-            if found.accepted:
-                before = network.classes(found.like_training)
-                mask, done = prune_in_rounds(
-                    network, view, found, rounds=self.rounds, least_agreement=self.least_agreement
-                )
-                log |= {
-                    "rounds": [one.to_json() for one in done],
-                    "agreement": agreement(network, found.like_training, before),
-                }
-        # The network is copied anew: a mask that is replayed on the file must give this very one.
-        repaired = copy_of(model)
-        apply_mask(repaired, mask)
-        return Repaired(repaired, mask, log, view)
+        apply_mask(repaired, found.mask)
+        return Repaired(repaired, found.mask, found.to_json(), view)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.surrogate.images import dead_leaves, require_statistics, synthesise
@@ -19,7 +19,7 @@ from clp_plugin.surrogate.trigger import Surrogate
 from clp_plugin.types import Progress
 
 MAX_CLASSES = 100  # more are thinned out before the search
-_STAGES = 4
+STAGES = 4  # of a search, which its progress counts
 
 
 @dataclass(frozen=True)
@@ -132,18 +132,14 @@ def find_surrogates(
     Raises:
         ConfigError: If the network has no BatchNorm statistics, or images that no 5x5 patch fits in twice.
     """
-    require_statistics(network.network)
-    if len(input_shape) != 3 or min(input_shape[1:]) < 6:
-        raise ConfigError(
-            f"a surrogate trigger needs images (C, H, W) of 6x6 pixels or more; found {tuple(input_shape)}"
-        )
+    require_searchable(network.network, input_shape)
     done = 0
 
     def tick() -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, _STAGES)
+            progress(done, STAGES)
 
     gate = gate or Gate()
     like_training = synthesise(network, input_shape, count=count, seed=seed)
@@ -162,6 +158,23 @@ def find_surrogates(
     patch = search_patch(network, fit, held_out, searched, patterns=patterns, success=gate.success)
     tick()
     return Found(patch, pattern, fit, held_out, like_training, classes, searched, gate)
+
+
+def require_searchable(model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Refuse a network that no trigger can be sought in.
+
+    Args:
+        model: The bare network.
+        input_shape: Shape of one image, ``(C, H, W)``.
+
+    Raises:
+        ConfigError: If the network has no BatchNorm statistics, or images that no 5x5 patch fits in twice.
+    """
+    require_statistics(model)
+    if len(input_shape) != 3 or min(input_shape[1:]) < 6:
+        raise ConfigError(
+            f"a surrogate trigger needs images (C, H, W) of 6x6 pixels or more; found {tuple(input_shape)}"
+        )
 
 
 @torch.no_grad()

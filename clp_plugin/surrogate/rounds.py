@@ -72,7 +72,7 @@ def prune_in_rounds(
     Returns:
         All channels pruned, and what each round did.
     """
-    widths = {x.name: x.channels for x in view.layers if x.kind in PRUNED_KINDS and not x.unprunable}
+    widths = prunable_widths(view)
     total, log, surrogates = Mask({}), [], found.agreeing
     for number in range(rounds):
         values = gain_over_cost(network, found.fit, surrogates, list(widths))
@@ -96,6 +96,11 @@ def prune_in_rounds(
             if max(one.success for one in surrogates) < enough:
                 break
     return total, log
+
+
+def prunable_widths(view: FusedView) -> dict[str, int]:
+    """Layer to number of channels, of the layers that rounds may prune."""
+    return {x.name: x.channels for x in view.layers if x.kind in PRUNED_KINDS and not x.unprunable}
 
 
 def _sought_again(network: PixelNetwork, found: Found, old: Surrogate) -> Surrogate:

@@ -10,7 +10,7 @@ from clp_plugin.adapters.parts.making import make_record
 from clp_plugin.adapters.parts.record import PartsAdapter
 from clp_plugin.adapters.parts.request import PartsRequest
 from clp_plugin.cli.commands.attack import note_if_it_did_not_take
-from clp_plugin.cli.commands.scan import parse_shape
+from clp_plugin.cli.commands.subject import parse_shape
 from clp_plugin.cli.console import emit_json, percent, say
 from clp_plugin.cli.requests import RecordRequest
 from clp_plugin.cli.showing import show_metrics

@@ -4,59 +4,55 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from clp_plugin.cli.commands.searching import choose_threshold
+from clp_plugin.cli.commands.searching import (
+    choose_threshold,
+    repair_by_surrogate,
+    show_surrogate,
+    write_surrogate,
+)
+from clp_plugin.cli.commands.subject import Subject, load_subject, require_place, write_repaired
 from clp_plugin.cli.console import emit_json, say, show_table
 from clp_plugin.cli.options import parse_u
 from clp_plugin.cli.requests import ScanRequest
 from clp_plugin.defenses.clp import CLP
-from clp_plugin.errors import CheckpointError, ConfigError, PairingError
+from clp_plugin.errors import CheckpointError, PairingError
 from clp_plugin.files.atomic import filled_folder
-from clp_plugin.files.checkpoints import require_weights_suffix, save_weights
-from clp_plugin.files.marks import weights_to_write
-from clp_plugin.files.option_values import parse_numbers, parse_options
 from clp_plugin.files.places import inputs_kept
-from clp_plugin.files.shards import find_index
 from clp_plugin.fusion.layers import fuse
 from clp_plugin.fusion.verification import verify
 from clp_plugin.fusion.view import FusedView
 from clp_plugin.masking.apply import masked, save_mask
 from clp_plugin.networks.devices import pick_device
-from clp_plugin.networks.loading import LoadedNetwork, Shape, load_network
-from clp_plugin.records.opening import open_network
-from clp_plugin.records.parts import normalization
 from clp_plugin.scoring.lipschitz import score
 from clp_plugin.selection.outliers import is_constant, outliers, parse_layers, select, z_scores
+from clp_plugin.surrogate.choosing import ChosenThreshold
+from clp_plugin.surrogate.finding import require_searchable
+from clp_plugin.surrogate.repairing import SurrogateRepair
 from clp_plugin.types import LayerKind, Mask, Scores
 
-_CHECKPOINT_OPTIONS = ("arch_option", "key", "strict", "num_classes", "input_size", "mean", "std")
 _SHOWN = 6  # channels of a layer, or layers of a note
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """The network that is scanned.
+class _Choice:
+    """What is pruned, and why.
 
     Attributes:
-        model: The network, in eval mode.
-        input_shape: Shape of one input, ``(C, H, W)``.
-        mean: Mean of its normalization for each channel, on the [0, 1] scale.
-        std: Standard deviation of that normalization, per channel, on the [0, 1] scale.
-        loaded: How a checkpoint became the network; None for a record's.
+        mask: The channels.
+        u: The threshold that they lie above; None where no threshold was used.
+        sought: The trigger that was sought with no data, and what follows from it; None where none was.
     """
 
-    model: nn.Module
-    input_shape: Shape
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    loaded: LoadedNetwork | None
+    mask: Mask
+    u: float | None
+    sought: ChosenThreshold | SurrogateRepair | None = None
 
 
 def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
@@ -66,10 +62,10 @@ def scan_checkpoint(request: ScanRequest, *, as_json: bool) -> None:
 
 
 def _scan(request: ScanRequest, *, as_json: bool) -> None:
-    subject = _load(request)
+    subject = load_subject(request)
     loaded, shape = subject.loaded, subject.input_shape
     if request.repair is not None:
-        _require_place(request.repair, loaded)
+        require_place(request.repair, loaded)
     try:
         view = fuse(subject.model, shape, pairing="registration" if request.parity else "dataflow")
     except PairingError as error:
@@ -77,20 +73,14 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
         raise PairingError(f"{error}{guessed}") from error
     start = time.perf_counter()
     scores = score(view, score=request.score, norm=request.norm)
-    u = CLP.u if request.u is None else parse_u(request.u)
     layers = parse_layers(request.layers)
-    found: dict[str, Any] = {}
-    if u == "auto":
-        chosen = choose_threshold(
-            view, scores, shape, mean=subject.mean, std=subject.std, layers=layers, seed=request.seed,
-            device=pick_device(request.device),
-        )  # fmt: skip
-        u, mask, found = chosen.u, chosen.mask, {"surrogate": chosen.to_json()}
-    else:
-        mask = select(scores, u, layers=layers)
+    choice = _choose(request, subject, view, scores, layers)
     seconds = time.perf_counter() - start
-    report: dict[str, Any] = {"u": u, "seconds": seconds, "layers": layer_entries(view, scores, mask), **found}
+    entries = layer_entries(view, scores, choice.mask)
+    report: dict[str, Any] = {"u": choice.u, "seconds": seconds, "layers": entries}
     report["not_scored"] = [{"name": name, "why": why} for name, why in view.left_out().items()]
+    if choice.sought is not None:
+        report["surrogate"] = choice.sought.to_json()
     if loaded is not None:
         report["loaded"] = loaded.facts()
         for line in loaded.notes():
@@ -98,15 +88,44 @@ def _scan(request: ScanRequest, *, as_json: bool) -> None:
     if request.verify:
         report["verified"] = _verified(view, shape)
     if request.repair is not None:
-        _repair(masked(subject.model, mask, verify=None if request.parity else shape), loaded, request.repair)
+        write_repaired(
+            masked(subject.model, choice.mask, verify=None if request.parity else shape), loaded, request.repair
+        )
     folder = request.out or (None if as_json else Path("runs") / "scan" / request.checkpoint.stem)
     if folder is not None:
-        _write(folder, scores, mask, u, report)
+        _write(folder, scores, choice, entries)
     if as_json:
         emit_json(report)
+    elif isinstance(choice.sought, SurrogateRepair):
+        show_surrogate(choice.sought, scores)
     else:
-        _show(request, view, scores, mask, u)
+        _show(request, view, scores, choice)
     note_layers(view, layers, scores)
+
+
+def _choose(
+    request: ScanRequest, subject: Subject, view: FusedView, scores: Scores, layers: tuple[LayerKind, ...]
+) -> _Choice:
+    """The channels to prune, by the rule that was asked for."""
+    u = CLP.u if request.u is None else parse_u(request.u)
+    if not request.surrogate and u != "auto":
+        return _Choice(select(scores, u, layers=layers), u)
+    device = pick_device(request.device)
+    require_searchable(subject.model, subject.input_shape)
+    if subject.loaded is not None and request.mean is request.std is None:
+        say(
+            "taken for granted: the network wants pixels in [0, 1], mean 0, std 1; --mean and --std say what else it wants"
+        )
+    if request.surrogate:
+        repair = repair_by_surrogate(
+            view, subject.input_shape, mean=subject.mean, std=subject.std, seed=request.seed, device=device
+        )
+        return _Choice(repair.mask, None, repair)
+    chosen = choose_threshold(
+        view, scores, subject.input_shape, mean=subject.mean, std=subject.std, layers=layers, seed=request.seed,
+        device=device,
+    )  # fmt: skip
+    return _Choice(chosen.mask, chosen.u if math.isfinite(chosen.u) else None, chosen)
 
 
 def note_layers(view: FusedView, layers: Collection[LayerKind], scores: Scores | None = None) -> None:
@@ -139,66 +158,6 @@ def layer_entries(view: FusedView, scores: Scores, mask: Mask) -> list[dict[str,
     ]
 
 
-def _load(request: ScanRequest) -> _Subject:
-    """The network of a record's folder, which says all itself, or of a checkpoint, as the options say."""
-    if request.arch is None and request.checkpoint.is_dir() and find_index(request.checkpoint) is None:
-        for name in _CHECKPOINT_OPTIONS:
-            if getattr(request, name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} has no meaning for a record; leave it out, or give --arch too"
-                )
-        recorded = open_network(request.checkpoint, trust=request.trust)
-        return _Subject(
-            recorded.model, recorded.input_shape, recorded.provenance.mean, recorded.provenance.std, loaded=None
-        )
-    network = load_network(
-        request.checkpoint,
-        arch=request.arch,
-        key=request.key,
-        options=parse_options(request.arch_option, flag="--arch-option"),
-        num_classes=request.num_classes,
-        input_shape=None if request.input_size is None else parse_shape(request.input_size),
-        trust=request.trust,
-        strict=request.strict,
-    )
-    mean, std = normalization(
-        parse_numbers(request.mean, flag="--mean"), parse_numbers(request.std, flag="--std"), network.input_shape[0]
-    )
-    return _Subject(network.model, network.input_shape, mean, std, network)
-
-
-def _require_place(repair: Path, loaded: LoadedNetwork | None) -> None:
-    """A place that cannot be written to is told before the work."""
-    if loaded is not None:
-        loaded.require_place(repair)
-    else:
-        require_weights_suffix(repair)
-        weights_to_write(repair)
-
-
-def _repair(model: nn.Module, loaded: LoadedNetwork | None, path: Path) -> None:
-    if loaded is None:
-        save_weights(model.state_dict(), path, marked=True)
-    else:
-        loaded.save(model, path)
-    say(f"wrote the repaired checkpoint to {path}")
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """``C,H,W`` as three positive numbers.
-
-    Raises:
-        ConfigError: If it is anything else.
-    """
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-        if min(channels, height, width) < 1:
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"--input-size: expected C,H,W such as 3,32,32; found {text!r}") from None
-    return channels, height, width
-
-
 def _verified(view: FusedView, shape: tuple[int, int, int]) -> dict[str, Any]:
     found = verify(view, shape)
     if not found.passed:
@@ -216,24 +175,28 @@ def _verified(view: FusedView, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"relative_error": found.error, "replaced": found.replaced, "perturbed": found.perturbed}
 
 
-def _write(folder: Path, scores: Scores, mask: Mask, u: float, report: Mapping[str, Any]) -> None:
+def _write(folder: Path, scores: Scores, choice: _Choice, entries: Sequence[Mapping[str, Any]]) -> None:
     from clp_plugin.reports.figures import channel_scores_figure, save_figure
     from clp_plugin.reports.tables import to_csv
 
     rows = [
         {"layer": entry["name"], "kind": entry["kind"], "channel": k, "sigma": sigma, "pruned": k in entry["pruned"]}
-        for entry in report["layers"]
+        for entry in entries
         for k, sigma in enumerate(entry["sigma"])
     ]
     with filled_folder(folder):
         to_csv(rows, folder / "scores.csv")
-        save_mask(mask, folder / "mask.json")
-        save_figure(channel_scores_figure(scores, mask, u if math.isfinite(u) else None), folder / "scores")
-    say(f"wrote scores.csv, mask.json, scores.png and scores.pdf to {folder}")
+        save_mask(choice.mask, folder / "mask.json")
+        save_figure(channel_scores_figure(scores, choice.mask, choice.u), folder / "scores")
+        names = ["scores.csv", "mask.json", "scores.png", "scores.pdf"]
+        if choice.sought is not None:
+            names += write_surrogate(choice.sought.found, folder)
+    say(f"wrote {', '.join(names[:-1])} and {names[-1]} to {folder}")
 
 
-def _show(request: ScanRequest, view: FusedView, scores: Scores, mask: Mask, u: float) -> None:
+def _show(request: ScanRequest, view: FusedView, scores: Scores, choice: _Choice) -> None:
     rows: list[tuple[object, ...]] = []
+    mask, u = choice.mask, math.inf if choice.u is None else choice.u
     for layer in view.layers:
         z = z_scores(scores.sigma[layer.name], unbiased=request.parity)
         found = np.flatnonzero(outliers(scores.sigma[layer.name], u, unbiased=request.parity)).tolist()
