@@ -16,17 +16,19 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from clp_plugin.bench.grid.events import Closed, Event, Started, Told
+from clp_plugin.bench.grid.methods import OWN
 from clp_plugin.bench.grid.plan import GridSettings, Task
 from clp_plugin.bench.grid.work import prepare_process, work
 from clp_plugin.errors import ConfigError
+from clp_plugin.registry import load_catalogue
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
+    _Context = ForkServerContext | SpawnContext
+
 _MOST_DEATHS = 2  # of workers over the same cell, or while a record was being opened
 _GRACE = 10.0  # seconds that a worker has to stop what it has started
-# What every worker needs and none should import anew; torch imports its compiler to follow a network's channels.
-_PRELOADED = ["clp_plugin.bench.grid.work", "torch._dynamo"]
 
 
 def cores() -> int:
@@ -59,10 +61,11 @@ class LocalProcesses:
     def run(self, tasks: Sequence[Task], settings: GridSettings, told: Told) -> None:
         """Run all tasks; see :class:`clp_plugin.bench.grid.executor.Executor`."""
         waiting = deque(_Attempt(task) for task in tasks)
+        context = _context(settings.device)
         with _stopped_at_the_end() as running:
             while waiting or running:
                 while waiting and len(running) < self.workers:
-                    worker = _Worker.start(waiting.popleft(), settings, self.threads)
+                    worker = _Worker.start(waiting.popleft(), settings, self.threads, context)
                     running[worker.pipe] = worker
                 ready = wait(list(running))
                 for pipe, worker in [each for each in running.items() if each[0] in ready]:
@@ -121,8 +124,7 @@ class _Worker:
     closed: bool = False
 
     @classmethod
-    def start(cls, attempt: _Attempt, settings: GridSettings, threads: int) -> _Worker:
-        context = _context(settings.device)
+    def start(cls, attempt: _Attempt, settings: GridSettings, threads: int, context: _Context) -> _Worker:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(attempt.task, settings, dict(attempt.doomed), threads, theirs))
         process.start()
@@ -149,7 +151,7 @@ class _Worker:
         self.process.join()
 
 
-def _context(device: str) -> ForkServerContext | SpawnContext:
+def _context(device: str) -> _Context:
     """How workers start: as forks of a process that has imported all and computed nothing, where that is possible.
 
     Forks of this process would inherit its threads, and torch computes in none of theirs once it did so here; and whoever
@@ -158,8 +160,17 @@ def _context(device: str) -> ForkServerContext | SpawnContext:
     if device != "cpu" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(_preloaded())
     return context
+
+
+def _preloaded() -> list[str]:
+    """Modules that every worker would import; none of somebody else, whose import may do anything."""
+    sections = load_catalogue().sections
+    entries = (entry for kind in ("toolboxes", "defenses") for entry in sections[kind].values())
+    own = {entry.object.partition(":")[0] for entry in entries if entry.origin == OWN}
+    # torch imports its compiler when a network's channels are followed.
+    return ["clp_plugin.bench.grid.work", *sorted(own), "torch._dynamo"]
 
 
 @contextlib.contextmanager
