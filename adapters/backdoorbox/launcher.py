@@ -7,12 +7,10 @@ current folder.
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,14 +19,13 @@ from torch.utils.data import TensorDataset
 
 from clp_plugin.adapters.driving.bridges import restore_numpy_names, take_the_cpu_for_cuda
 from clp_plugin.adapters.driving.lifeline import end_with_parent
+from clp_plugin.adapters.driving.repairs import PRODUCED, leave, read_asked
 from clp_plugin.types import ImageSet, Record
 
-from .defenses import REPORTED, RESULT
 from .importing import lend_core
 from .record import BackdoorBoxRecords
 
 _FOUND = re.compile(r"Top-1 correct / Total: (\d+)/(\d+)")
-_PLACE = Path("result")
 
 
 def main(argv: list[str]) -> None:
@@ -37,14 +34,14 @@ def main(argv: list[str]) -> None:
     restore_numpy_names()
     take_the_cpu_for_cuda()
     lend_core(Path.cwd(), {})
-    settings = SimpleNamespace(**json.loads(Path(argv[-1]).read_text(encoding="utf-8")))
-    record = BackdoorBoxRecords().open(Path(settings.record), trust="--trust" in argv)
-    cuda = settings.device.startswith("cuda")
-    schedule = {"device": "GPU" if cuda else "CPU", "GPU_num": 1, "num_workers": 0, "save_dir": "result/own"}
-    model = _repaired(record, settings.method, settings.options, schedule, seed=settings.seed)
-    (_PLACE / REPORTED).write_text(json.dumps(_measured(model, record, schedule)), encoding="utf-8")
+    asked = read_asked(Path(argv[-1]))
+    record = BackdoorBoxRecords().open(Path(asked.record), trust="--trust" in argv)
+    cuda = asked.device.startswith("cuda")
+    schedule = {"device": "GPU" if cuda else "CPU", "GPU_num": 1, "num_workers": 0, "save_dir": str(PRODUCED / "own")}
+    model = _repaired(record, asked.method, asked.options, schedule, seed=asked.seed)
+    reported = _measured(model, record, schedule)
     weights, masks = _plain(model)
-    torch.save({"weights": weights, "masks": masks}, _PLACE / RESULT)
+    leave({"weights": weights, "masks": masks}, reported)
 
 
 def _repaired(

@@ -32,7 +32,7 @@ class BackdoorBox(BackdoorBoxRecords, InstallsToolbox, ChecksScripts, RunsDefens
         return defenses.run_defense(found, self.open(record, trust=request.trust), method, request)
 
     def read_defense(self, record: Path, method: str) -> ToolboxResult:
-        return defenses.read_defense(self.open(record), method)
+        return defenses.REPAIRS.read(self.open(record), method)
 
     def run_script(self, script: Path, arguments: Sequence[str], *, root: Path | None = None) -> None:
         if not script.is_file():

@@ -20,18 +20,19 @@ from clp_plugin.files.places import refusals_told
 
 
 @contextlib.contextmanager
-def workspace(checkout: Path, *, own: Collection[str], avoid: str | None = None) -> Iterator[Path]:
+def workspace(checkout: Path | None, *, own: Collection[str], avoid: str | None = None) -> Iterator[Path]:
     """Make a temporary folder with links to everything of a checkout but the folders that a script may write into.
 
     Args:
-        checkout: The toolbox's root.
+        checkout: The toolbox's root; None for a toolbox that is an installed package, whose workspace is empty.
         own: The names of the folders that are new and empty in the workspace.
         avoid: A word that the workspace's path must not hold, because the toolbox's scripts cut paths at it; None for none.
 
     Yields:
         The workspace, which is gone when the block ends.
     """
-    base = _harmless(avoid, tempfile.gettempdir(), "/tmp", checkout.parent, Path.home())
+    beside_it = () if checkout is None else (checkout.parent,)
+    base = _harmless(avoid, tempfile.gettempdir(), "/tmp", *beside_it, Path.home())
     clear_dead(base, names=())
     run = base / f"clp-plugin-{secrets.token_hex(8)}"
     temporary = beside(run, NEW)
@@ -41,7 +42,7 @@ def workspace(checkout: Path, *, own: Collection[str], avoid: str | None = None)
         with refusals_told(temporary):
             temporary.mkdir(mode=0o700)
             place.mkdir()
-            for item in checkout.iterdir():
+            for item in () if checkout is None else checkout.iterdir():
                 if item.name not in own and item.name != ".git":
                     (place / item.name).symlink_to(item.absolute(), target_is_directory=item.is_dir())
             for name in own:

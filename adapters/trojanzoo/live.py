@@ -15,7 +15,8 @@ from clp_plugin.images import Pixels
 from clp_plugin.records.parts import record_from, weights_hash
 from clp_plugin.types import Ints, Provenance, Record
 
-TOOLBOX = "trojanzoo"
+from .toolbox_facts import TOOLBOX
+
 _MOST_BENIGN = 500  # as CLP's paper gives to the defenses it compares with
 
 

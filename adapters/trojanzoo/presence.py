@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.records.exchange import ToolboxPresence
 
 from .importing import NOT_INSTALLED
+from .toolbox_facts import DEFENSES, FAILING_ATTACKS
 
-# Attacks that are in its registry, and fail or ask for more when they are made or stored.
-FAILING_ATTACKS: Mapping[str, str] = {
-    "invisible_poison": "only with a mark as large as the image",
-    "latent_backdoor": "only with --mark_random_init",
-    "refool": "downloads Pascal VOC when it is made",
-    "trojannet": "neither stores nor loads its trojan, which is a network of its own",
+_FAILS = {
+    "its attacks by bench attack": "its own scripts make them",
+    "its other defenses by bench defend": "they look for triggers or filter images, and leave the network as it is",
 }
 
 
@@ -34,5 +31,6 @@ def presence() -> ToolboxPresence:
         version = importlib.metadata.version("trojanzoo")
     except importlib.metadata.PackageNotFoundError:  # a folder on the path, not installed
         version = ""
-    runs = ["records", "our methods in its scripts"]
-    return ToolboxPresence(Path(found.origin).parent, "the installed package", version, runs, FAILING_ATTACKS)
+    runs = ["records", f"defenses: {', '.join(DEFENSES)}", "our methods in its scripts"]
+    fails = {**_FAILS, **FAILING_ATTACKS}
+    return ToolboxPresence(Path(found.origin).parent, "the installed package", version, runs, fails)

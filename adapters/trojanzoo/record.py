@@ -16,8 +16,8 @@ from clp_plugin.types import Record
 from ..parts.description import TriggerParts
 from ..parts.record import PartsAdapter
 from ..parts.request import PartsRequest
+from .toolbox_facts import TOOLBOX
 
-TOOLBOX = "trojanzoo"
 _LEVELS = 255.0
 # square_white_tar0_alpha1.00_mark(6,6).pth, beside an .npy of the same stem
 _STEM = re.compile(r"(?P<mark>.+)_tar(?P<target>\d+)_alpha(?P<alpha>\d+\.\d+)_mark\((?P<height>\d+),(?P<width>\d+)\).*")

@@ -8,7 +8,7 @@ from pathlib import Path
 from clp_plugin.records.exchange import CheckoutState, ScriptState
 
 from .importing import trojanvision
-from .presence import FAILING_ATTACKS
+from .toolbox_facts import FAILING_ATTACKS
 
 
 def check() -> CheckoutState:

@@ -132,14 +132,23 @@ def _placed(values: Floats, shape: Shape, at: str | None) -> NDArray[np.float64]
     channels, height, width = values.shape
     if channels not in (1, shape[0]):
         raise ConfigError(f"the trigger has {channels} channels, the images {shape[0]}; expected as many, or 1")
-    top, left = _corner((height, width), shape, at)
+    top, left = corner((height, width), shape, at)
     placed = np.zeros(shape)
     placed[:, top : top + height, left : left + width] = values
     return placed
 
 
-def _corner(size: tuple[int, int], shape: Shape, at: str | None) -> tuple[int, int]:
-    """Row and column of the upper left corner."""
+def corner(size: tuple[int, int], shape: Shape, at: str | None) -> tuple[int, int]:
+    """Row and column of the upper left corner of a trigger.
+
+    Args:
+        size: Height and width of the trigger.
+        shape: ``(C, H, W)`` of the images.
+        at: Where it lies, as :meth:`Trigger.patch` takes it.
+
+    Raises:
+        ConfigError: If it does not lie within the images, or its place is not said.
+    """
     free = (shape[1] - size[0], shape[2] - size[1])
     if min(free) < 0:
         raise ConfigError(f"the trigger has {size[0]}x{size[1]} pixels, more than the images' {_size(shape)}")

@@ -36,6 +36,7 @@ CHILD = {
     "clp_plugin.adapters.backdoorbench.launcher",
     "clp_plugin.adapters.backdoorbench.bridges",
     "clp_plugin.adapters.backdoorbox.launcher",
+    "clp_plugin.adapters.trojanzoo.launcher",
 }
 ENDPOINTS = {"cli"}  # the only room that talks to people, adapters and reports
 # Each room may use those of the lines above it, and none below: the floors of the house.

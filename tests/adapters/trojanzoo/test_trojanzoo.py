@@ -12,76 +12,29 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import bench, refused
+from zoo_scripts import run_script
 
 from clp_plugin.store.outcomes import load_outcome
 
 needs_trojanzoo = pytest.mark.skipif(find_spec("trojanvision") is None, reason="needs the extra trojanzoo")
 
-SCRIPT = """
-import argparse, json, sys
-import torch, trojanvision
-from trojanvision.datasets import ImageSet
-
-class Noise(ImageSet):
-    name, num_classes, data_shape, valid_set = "noise", 4, [3, 32, 32], True
-    class_names = ["a", "b", "c", "d"]
-
-    def __init__(self, **given):
-        super().__init__(**{**given, "normalize": False, "norm_par": None})
-
-    def initialize(self): pass
-    def check_files(self, **given): return True
-
-    def _get_org_dataset(self, mode, transform=None, **given):
-        drawn = torch.Generator().manual_seed({"train": 1, "valid": 2}.get(mode, 3))
-        images = torch.randint(0, 256, (40, 3, 32, 32), generator=drawn).float() / 255
-        return [(image, number % 4) for number, image in enumerate(images)]
-
-trojanvision.datasets.class_dict["noise"] = Noise
-parser = argparse.ArgumentParser()
-for part in (trojanvision.environ, trojanvision.datasets, trojanvision.models, trojanvision.trainer, trojanvision.marks,
-             trojanvision.attacks, trojanvision.defenses):
-    part.add_argument(parser)
-given = vars(parser.parse_args())
-trojanvision.environ.create(**given)
-dataset = trojanvision.datasets.create(**given)
-model = trojanvision.models.create(dataset=dataset, **given)
+DEFEND = """
 with torch.no_grad():  # statistics that no layer shares with another, so that something stands out
     for number, module in enumerate(model._model.modules()):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.fill_(0.5)
             module.weight[number % len(module.weight)] = 6.0
-mark = trojanvision.marks.create(dataset=dataset, **given)
-attack = trojanvision.attacks.create(dataset=dataset, model=model, mark=mark, **given)
 attack.save()
 defense = trojanvision.defenses.create(dataset=dataset, model=model, attack=attack, **given)
 before = model._validate(verbose=False)[0]
 defense.detect(epochs=1)
 json.dump({"before": before, "after": model._validate(verbose=False)[0]}, open("its-own.json", "w"))
 """
-ARGUMENTS = [
-    "--dataset", "noise", "--model", "vgg11_bn_comp", "--attack", "badnet", "--mark_height", "3", "--mark_width", "3",
-    "--mark_height_offset", "28", "--target_class", "1", "--num_workers", "0", "--device", "cpu", "--batch_size", "20",
-    "--valid_batch_size", "20",
-]  # fmt: skip
 
 
 def registered(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """The script, run as a user does it, with our methods in the registry."""
-    (folder / "script.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "clp_plugin",
-        "toolbox",
-        "register",
-        "trojanzoo",
-        "--",
-        "script.py",
-        *ARGUMENTS,
-        *more,
-    ]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run_script(folder, DEFEND, "--model", "vgg11_bn_comp", *more)
 
 
 @needs_trojanzoo
