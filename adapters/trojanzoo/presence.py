@@ -10,7 +10,7 @@ from clp_plugin.errors import ConfigError
 from clp_plugin.records.exchange import ToolboxPresence
 
 from .importing import NOT_INSTALLED
-from .toolbox_facts import DEFENSES, FAILING_ATTACKS
+from .toolbox_facts import DEFENSES, FAILING_ATTACKS, FAILING_DEFENSES
 
 _FAILS = {
     "its attacks by bench attack": "its own scripts make them",
@@ -32,5 +32,5 @@ def presence() -> ToolboxPresence:
     except importlib.metadata.PackageNotFoundError:  # a folder on the path, not installed
         version = ""
     runs = ["records", f"defenses: {', '.join(DEFENSES)}", "our methods in its scripts"]
-    fails = {**_FAILS, **FAILING_ATTACKS}
+    fails = {**_FAILS, **FAILING_ATTACKS, **FAILING_DEFENSES}
     return ToolboxPresence(Path(found.origin).parent, "the installed package", version, runs, fails)

@@ -8,7 +8,7 @@ from pathlib import Path
 from clp_plugin.records.exchange import CheckoutState, ScriptState
 
 from .importing import trojanvision
-from .toolbox_facts import FAILING_ATTACKS
+from .toolbox_facts import FAILING_ATTACKS, FAILING_DEFENSES
 
 
 def check() -> CheckoutState:
@@ -19,9 +19,12 @@ def check() -> CheckoutState:
     """
     package = trojanvision()
     version = importlib.metadata.version("trojanzoo")
-    attacks = [
-        ScriptState("attack", name, FAILING_ATTACKS.get(name, "")) for name in sorted(package.attacks.class_dict)
+    registries = (
+        ("attack", package.attacks.class_dict, FAILING_ATTACKS),
+        ("defense", package.defenses.class_dict, FAILING_DEFENSES),
+    )
+    states = [
+        ScriptState(kind, name, fails.get(name, "")) for kind, known, fails in registries for name in sorted(known)
     ]
-    defenses = [ScriptState("defense", name) for name in sorted(package.defenses.class_dict)]
     folder = Path(str(package.__file__)).parent
-    return CheckoutState(folder, f"the installed package {version}", "", [*attacks, *defenses], registered=None)
+    return CheckoutState(folder, f"the installed package {version}", "", states, registered=None)

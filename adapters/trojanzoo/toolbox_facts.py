@@ -22,3 +22,5 @@ FAILING_ATTACKS: Mapping[str, str] = {
     "refool": "downloads Pascal VOC when it is made",
     "trojannet": "neither stores nor loads its trojan, which is a network of its own",
 }
+# Defenses that are in its registry, and ask for what it does not make.
+FAILING_DEFENSES: Mapping[str, str] = {"magnet": "needs magnet.pth in the model's folder, a network trained apart"}

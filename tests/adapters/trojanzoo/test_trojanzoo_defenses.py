@@ -20,6 +20,9 @@ PLACE = ("--device", "cpu", "--json")
 ATTACK = """
 pixels = dataset.pixels("valid").to(torch.uint8).numpy()
 np.savez("test.npz", x=pixels, y=np.arange(len(pixels)) % 4)
+for module in model._model.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.momentum = 0.5  # the statistics of a training of so few batches
 trainer = trojanvision.trainer.create(dataset=dataset, model=model, **given)
 attack.attack(**trainer)
 attack.save()
@@ -44,7 +47,7 @@ def record(attack: Path, root: Path, *more: object) -> Path:
 @pytest.mark.slow
 def test_an_attack_of_its_own_is_repaired_by_its_script_and_on_its_record_with_the_same_numbers(tmp_path: Path) -> None:
     network = ("--model", "resnet18_comp")
-    training = ("--epochs", "2", "--lr", "0.05", "--poison_percent", "0.5", "--defense", "clp")
+    training = ("--epochs", "4", "--lr", "0.01", "--poison_percent", "0.2", "--batch_size", "10", "--defense", "clp")
     done = run_script(tmp_path, ATTACK, *network, *training)
     assert done.returncode == 0, done.stdout + done.stderr
     done = run_script(tmp_path, DEFEND, *network, "--defense", "clp", "--clp_u", "2.5")
@@ -88,19 +91,12 @@ def test_its_pruning_is_read_back_from_the_live_network_and_its_own_numbers_are_
     assert "holds an earlier result" in refused(*given)
 
 
-@pytest.mark.parametrize(
-    ("method", "more", "message"),
-    [
-        ("fine_pruning", (), "fine_pruning needs benign images"),
-        ("neural_cleanse", (), "TrojanZoo: unknown defense"),
-        ("adv_train", ("--option", "prune_ratio=1"), "TrojanZoo's adv_train: unknown option"),
-    ],
-)
 @needs_trojanzoo
-def test_what_it_cannot_repair_is_refused_before_it_starts(
-    tmp_path: Path, method: str, more: tuple[str, ...], message: str
-) -> None:
+def test_what_it_cannot_repair_is_refused_before_it_starts(tmp_path: Path) -> None:
     images(tmp_path)
     folder = record(stored(tmp_path), tmp_path, "--at", "0,0")
-    assert message in refused("defend", "--record", folder, "--impl", "toolbox", "--method", method, *more)
+    given = ("defend", "--record", folder, "--impl", "toolbox", "--method")
+    assert "fine_pruning needs benign images" in refused(*given, "fine_pruning")
+    assert "TrojanZoo: unknown defense" in refused(*given, "neural_cleanse")
+    assert "TrojanZoo's adv_train: unknown option" in refused(*given, "adv_train", "--option", "prune_ratio=1")
     assert not (folder / "defense").exists()
