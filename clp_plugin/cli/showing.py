@@ -83,6 +83,8 @@ def show_defense(run: DefenseRun) -> None:
     for name in ("published_rule", "finding"):
         if note := run.outcome.log.get(name):
             say(str(note))
+    for limit in run.outcome.log.get("limits", []):
+        say(f"note: {limit}")
     say(f"DER {run.outcome.der:.3f}, {run.outcome.seconds:.2f} s, budget: {run.outcome.budget}")
 
 

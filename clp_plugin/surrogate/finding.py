@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.surrogate.images import dead_leaves, require_statistics, synthesise
-from clp_plugin.surrogate.patch import search_patch
+from clp_plugin.surrogate.inputs import remembered_pixel
+from clp_plugin.surrogate.patch import WINDOW, refine_patch, search_patch
 from clp_plugin.surrogate.pattern import search_pattern
 from clp_plugin.surrogate.pixels import PixelNetwork
 from clp_plugin.surrogate.trigger import Surrogate
 from clp_plugin.types import Progress
 
 MAX_CLASSES = 100  # more are thinned out before the search
+_DARKEST = 0.05  # mean pixel of a data set
 STAGES = 4  # of a search, which its progress counts
 
 
@@ -53,7 +55,10 @@ class Gate:
         asked = f"{self.size}x{self.size} or less and {self.success:.0%} or more"
         if self.passes(patch):
             return f"hint of a backdoor, not validated: {found} (asked for: {asked})"
-        return f"no surrogate trigger of backdoor-like strength: at best {found} (asked for: {asked})"
+        return (
+            f"no surrogate trigger of backdoor-like strength: at best {found} (asked for: {asked}); an all-to-all backdoor, or "
+            "a trigger that is no small patch, is not ruled out"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,8 @@ class Found:
         classes: Number of classes of the network.
         searched: The classes that were searched: all, or the ``MAX_CLASSES`` nearest ones.
         gate: The strength that the patch was asked for.
+        rival: The patch of the next easiest class, if that was sought: where the first one is strong enough to act on.
+        mean_pixel: Mean pixel of the training images as the weights tell it (:mod:`.inputs`); None if they do not.
     """
 
     patch: Surrogate
@@ -79,6 +86,29 @@ class Found:
     classes: int
     searched: tuple[int, ...]
     gate: Gate
+    rival: Surrogate | None = None
+    mean_pixel: float | None = None
+
+    @property
+    def limits(self) -> list[str]:
+        """What keeps the finding from being the whole truth on this network, a line each."""
+        told = []
+        if len(self.searched) < self.classes:
+            told.append(
+                f"{len(self.searched)} of {self.classes} classes were searched, those of the largest mean logit: another "
+                "target would not show"
+            )
+        if self.rival is not None and self.gate.passes(self.rival):
+            told.append(
+                f"a patch as small sends {self.rival.success:.0%} of synthetic images to class {self.rival.target}: several "
+                f"triggers, or a network that any patch sways; only class {self.patch.target} is followed"
+            )
+        if self.mean_pixel is not None and not _DARKEST < self.mean_pixel < 1 - _DARKEST:
+            told.append(
+                f"the first BatchNorm remembers images with a mean pixel of {self.mean_pixel:.2f}, which hardly any in [0, 1] "
+                "have: the mean and std of the network's normalization seem to be others"
+            )
+        return told
 
     @property
     def accepted(self) -> bool:
@@ -97,14 +127,16 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """The evidence, as plain JSON values for a log."""
-        patch, pattern = self.patch, self.pattern
+        patch, pattern, rival = self.patch, self.pattern, self.rival
         return {
             "accepted": self.accepted,
             "target": patch.target,
             "finding": self.says,
             "patch": {"size": patch.size, "place": patch.place, "success": patch.success},
             "pattern": {"target": pattern.target, "norm": pattern.norm, "success": pattern.success},
+            "rival": rival and {"target": rival.target, "size": rival.size, "success": rival.success},
             "losses": {str(label): loss for label, loss in sorted(patch.losses.items())},
+            "limits": self.limits,
             "searched": len(self.searched),
             "classes": self.classes,
         }
@@ -155,9 +187,18 @@ def find_surrogates(
     classes, searched = _searched(network, fit)
     pattern, patterns = search_pattern(network, fit, held_out, searched)
     tick()
-    patch = search_patch(network, fit, held_out, searched, patterns=patterns, success=gate.success)
+    patch, follower = search_patch(network, fit, held_out, searched, patterns=patterns, success=gate.success)
+    rival = None
+    if gate.passes(patch) and follower is not None:
+        side = min(WINDOW, *input_shape[1:])
+        rival = refine_patch(
+            network, fit, held_out, follower[0], places=[follower[1]], side=side, sizes=[min(gate.size, side)],
+            losses=patch.losses, reach=0,
+        )  # fmt: skip
     tick()
-    return Found(patch, pattern, fit, held_out, like_training, classes, searched, gate)
+    return Found(
+        patch, pattern, fit, held_out, like_training, classes, searched, gate, rival, remembered_pixel(network, fit)
+    )
 
 
 def require_searchable(model: nn.Module, input_shape: Sequence[int]) -> None:

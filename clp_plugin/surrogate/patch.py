@@ -12,7 +12,7 @@ from clp_plugin.surrogate.pixels import PixelNetwork, margin, shortfall
 from clp_plugin.surrogate.trigger import Surrogate
 
 SIZES = (3, 4, 5)
-_WINDOW = 5  # side of the windows that the first search looks at
+WINDOW = 5  # side of the windows that the first search looks at
 _WINDOWS = 2  # a class, of each of the two ways to choose them
 _SEARCHED_ON = 10  # classes
 _STEP, _MOMENTUM = 0.15, 0.8
@@ -30,8 +30,8 @@ def search_patch(
     patterns: Mapping[int, Tensor],
     sizes: Sequence[int] = SIZES,
     success: float = 0.8,
-) -> Surrogate:
-    """The smallest patch that sends images to the easiest class.
+) -> tuple[Surrogate, tuple[int, Place] | None]:
+    """The smallest patch that sends images to the easiest class, and the next easiest class with its window.
 
     The first search puts a 5x5 patch at four windows a class: two where replacing pixels gains most to first order, and two
     where the class's added pattern has most energy. The ten classes that are reached best are searched on, and the one of
@@ -46,7 +46,7 @@ def search_patch(
         sizes: Sides to try for the target, smallest first.
         success: The success at which a size is large enough; without it the most successful patch is returned.
     """
-    side = min(_WINDOW, *fit.shape[2:])
+    side = min(WINDOW, *fit.shape[2:])
     starts = [
         (c, place)
         for c in classes
@@ -64,9 +64,11 @@ def search_patch(
     patches = fit_patches(network, fit, best, side)
     again = _reached(network, held_out, best, patches)
     losses |= {target: loss for (target, _), loss in zip(best, again, strict=True)}
-    target, place = best[min(range(len(best)), key=again.__getitem__)]
-    return refine_patch(network, fit, held_out, target, places=[place], side=side, sizes=sizes, losses=losses,
-                        success=success)  # fmt: skip
+    (target, place), *others = [best[i] for i in sorted(range(len(best)), key=again.__getitem__)]
+    found = refine_patch(
+        network, fit, held_out, target, places=[place], side=side, sizes=sizes, losses=losses, success=success
+    )
+    return found, others[0] if others else None
 
 
 def refine_patch(

@@ -36,10 +36,14 @@ class PixelNetwork:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits ``(B, classes)`` in float32 of pixels ``(B, C, H, W)``, with a gradient."""
+        return logits_of(self.network(self.normalized(pixels))).float()
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """What the bare network takes for pixels ``(B, C, H, W)``, in the precision of its weights."""
         stored = next(self.network.parameters())
         shape = (1, -1, *[1] * (pixels.ndim - 2))
         mean, std = (torch.tensor(values, device=pixels.device).reshape(shape) for values in (self.mean, self.std))
-        return logits_of(self.network(((pixels - mean) / std).to(stored.dtype))).float()
+        return ((pixels - mean) / std).to(stored.dtype)
 
     @torch.no_grad()
     def classes(self, pixels: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def choose_threshold(
             view, scores, input_shape=input_shape, mean=mean, std=std, layers=layers, seed=seed, progress=report
         )
     say(chosen.says)
+    _say_limits(chosen.found)
     return chosen
 
 
@@ -131,3 +132,9 @@ def show_surrogate(repair: SurrogateRepair, scores: Scores) -> None:
     if len(repair.mask):
         say(f"prunes {repair.mask!r}")
     say(f"{repair.says}; no real image was seen")
+    _say_limits(found)
+
+
+def _say_limits(found: Found) -> None:
+    for limit in found.limits:
+        say(f"note: {limit}")

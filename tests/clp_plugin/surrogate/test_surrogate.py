@@ -231,6 +231,7 @@ def test_of_very_many_classes_the_nearest_are_searched(monkeypatch: pytest.Monke
     assert few.classes == 3
     assert len(few.searched) == 2
     assert set(few.patch.losses) <= set(few.searched)
+    assert "2 of 3 classes were searched, those of the largest mean logit" in few.limits[0]
 
 
 def test_a_normalised_network_is_searched_in_the_same_pixels() -> None:
