@@ -16,6 +16,7 @@ import ctypes
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,6 @@ METHODS: dict[str, tuple[str, Sequence[str]]] = {
 _APART = ("command", "created", "seconds", "weights")  # what an outcome says of its run, not of the method
 _SET_CHILD_SUBREAPER = 36  # of prctl(2)
 Found = dict[str, object]
-BENCH = [sys.executable, "-m", "clp_plugin"]
 
 
 def main() -> None:
@@ -83,10 +83,7 @@ def run_grid(records: Sequence[Path], out: Path, workers: int, device: str) -> F
     """The outcome of each cell, by one command."""
     given = [word for record in records for word in ("--record", str(record))]
     given += [word for method in METHODS for word in ("--method", method)]
-    subprocess.run(
-        [*BENCH, "leaderboard", "run", *given, "--out", str(out), "--workers", str(workers), "--device", device],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    _bench("leaderboard", "run", *given, "--out", str(out), "--workers", str(workers), "--device", device)
     return dict(map(_result, sorted((out / "cells").iterdir())))
 
 
@@ -97,14 +94,18 @@ def run_separately(records: Sequence[Path], out: Path, workers: int, device: str
         number, (record, name) = cell
         method, options = METHODS[name]
         place = out / str(number)
-        subprocess.run(
-            [*BENCH, "defend", "--record", str(record), "--method", method, *options, "--out", str(place), "--device", device],
-            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        _bench("defend", "--record", str(record), "--method", method, *options, "--out", str(place), "--device", device)
         return place / "outcome.json"
 
     with ThreadPoolExecutor(workers) as pool:
         return dict(map(_result, pool.map(defend, enumerate(itertools.product(records, METHODS)))))
+
+
+def _bench(*words: str) -> None:
+    command = [sys.executable, "-m", "clp_plugin", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 def _result(file: Path) -> tuple[str, object]:
