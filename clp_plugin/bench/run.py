@@ -202,7 +202,8 @@ def plan_defense(
     """
     budget, label = draw_budget(record, method, defense, n=n_budget, protocol=protocol, seed=seed, device=device)
     facts = RunFacts(
-        method, options, seed, device, command, record.provenance, budget=label, protocol=protocol
+        method, options, seed, device, command, record.provenance, budget=label, protocol=protocol,
+        target=str(record.target),
     )  # fmt: skip
     return PlannedRun(record, defense, budget, facts, n_budget)
 

@@ -51,7 +51,7 @@ def run_toolbox_defense(
     """
     facts = RunFacts(
         method, request.options, request.seed, request.device, command, record.provenance,
-        implementation=record.provenance.toolbox, budget="unknown",
+        implementation=record.provenance.toolbox, budget="unknown", target=str(record.target),
     )  # fmt: skip
     judge = judge or RecordJudge(record, device=request.device)
     place = request.destination or record.folder / DEFENSES / method

@@ -11,9 +11,11 @@ from clp_plugin.store.outcomes import Outcome, StoredMetrics
 if TYPE_CHECKING:
     import pandas as pd
 
+_ALL_TO_ALL = "all to all"  # so begins such a rule, told to people
+
 
 def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
-    """One row an outcome; fractions stay fractions.
+    """One row an outcome; fractions stay fractions. An all-to-all attack is told apart by its name: ``badnets (all to all)``.
 
     Returns:
         Columns ``attack, dataset, architecture, poison_rate, toolbox, sha256, record, method, implementation, options, seed,
@@ -23,17 +25,28 @@ def outcomes_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [_row(outcome) for outcome in outcomes]
-    frame = pd.DataFrame(rows, columns=list(_row(_EMPTY)))
+    given = list(outcomes)
+    rules = _rules(given)
+    rows = [_row(outcome, rules) for outcome in given]
+    frame = pd.DataFrame(rows, columns=list(_row(_EMPTY, {})))
     # Whole numbers stay whole beside missing ones.
     return frame.astype({"seed": "Int64", "pruned": "Int64", "apart": "Int64"})
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _rules(outcomes: Iterable[Outcome]) -> dict[object, str]:
+    """What an attacker wants, by the hash of the attacked model; earlier outcomes of it do not say so themselves."""
+    origins = (outcome.provenance for outcome in outcomes)
+    return {origin.get("sha256"): str(origin["target"]) for origin in origins if origin.get("target")}
+
+
+def _row(outcome: Outcome, rules: Mapping[object, str]) -> dict[str, Any]:
     origin = outcome.provenance
     row: dict[str, Any] = {
         key: origin.get(key) for key in ("attack", "dataset", "architecture", "poison_rate", "toolbox", "sha256")
     }
+    rule = rules.get(origin.get("sha256"), "")
+    if rule.startswith(_ALL_TO_ALL):  # another attack than the one of the same name on a single class
+        row["attack"] = f"{row['attack']} ({rule})"
     row["record"] = origin.get("path")
     row["options"] = json.dumps(outcome.options, sort_keys=True, default=str)
     for key in ("method", "implementation", "seed", "protocol", "budget", "status", "error", "seconds", "pruned"):

@@ -72,7 +72,8 @@ class Outcome(BaseModel):
         protocol: ``"defender"``, or ``"oracle"`` if a test or triggered image took part in choosing a parameter.
         status: How it ended: ``"ok"`` or ``"failed"``.
         error: The reason why it failed, if it did.
-        provenance: The record's :meth:`~clp_plugin.types.Provenance.to_json`; empty for a lone checkpoint.
+        provenance: The record's :meth:`~clp_plugin.types.Provenance.to_json`, and the attacker's rule as ``target``; empty for
+            a lone checkpoint.
         before: Metrics of the attacked model.
         after: Metrics of the repaired model.
         reported: ``acc``, ``asr``, ``ra`` in [0, 1] as the toolbox's own script measured them; None for our own code.
@@ -150,6 +151,7 @@ class RunFacts:
         implementation: ``"clp_plugin"``, or the toolbox whose code runs.
         budget: The data that it may see: ``"none"``, ``"benign:500"``.
         protocol: ``"oracle"`` if a test or triggered image takes part in choosing a parameter.
+        target: The attacker's rule for people, as a :class:`~clp_plugin.types.TargetRule` tells itself.
     """
 
     method: str
@@ -161,6 +163,7 @@ class RunFacts:
     implementation: str = "clp_plugin"
     budget: str = "none"
     protocol: ChoiceProtocol = "defender"
+    target: str = ""
 
     def outcome(
         self,
@@ -196,7 +199,7 @@ class RunFacts:
             protocol=self.protocol,
             status="ok" if error is None else "failed",
             error=error,
-            provenance=self.provenance.to_json(),
+            provenance={**self.provenance.to_json(), **({"target": self.target} if self.target else {})},
             before=None if before is None else StoredMetrics.model_validate(before.to_json()),
             after=None if after is None else StoredMetrics.model_validate(after.to_json()),
             reported=None if reported is None else dict(reported),

@@ -151,6 +151,7 @@ def _outcome(cell: Cell, attacked: _Attacked, settings: GridSettings, told: Told
         facts = RunFacts(
             cell.method.name, cell.key.options, cell.key.seed, settings.device, settings.command,
             attacked.record.provenance, implementation=cell.method.implementation, protocol=cell.key.protocol,
+            target=str(attacked.record.target),
         )  # fmt: skip
         return facts.outcome(error=str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}")
 

@@ -127,7 +127,7 @@ def test_outcome_holds_both_measurements_and_where_they_come_from() -> None:
     assert outcome.after.model_dump() == found.after.to_json()
     assert outcome.der == defense_effectiveness(found.before, found.after)
     assert (outcome.method, outcome.options, outcome.command) == ("spy", {"strength": 0.1}, "bench defend --x")
-    assert outcome.provenance == record.provenance.to_json()
+    assert outcome.provenance == {**record.provenance.to_json(), "target": "target 1"}
     assert outcome.status == "ok"
     assert 0 <= outcome.seconds < 60
     assert outcome.pruned is None

@@ -48,6 +48,24 @@ def test_outcome_survives_the_disk(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_text() == path.read_text()
 
 
+def test_an_all_to_all_attack_is_another_one_in_the_table() -> None:
+    def of(sha256: str, **target: str) -> Outcome:
+        return outcome(provenance={**PROVENANCE.to_json(), "sha256": sha256, **target})
+
+    frame = outcomes_frame(
+        [
+            of("one", target="target 0"),
+            of("many", target="all to all"),
+            of("many"),  # stored before outcomes said what the attacker wants
+            of("far", target="all to all, shift 2"),
+            of("unknown"),
+        ]
+    )
+    assert frame["attack"].tolist() == [
+        "badnets", "badnets (all to all)", "badnets (all to all)", "badnets (all to all, shift 2)", "badnets",
+    ]  # fmt: skip
+
+
 def test_images_on_which_a_toolboxs_own_numbers_and_ours_differ_are_counted() -> None:
     told = {"acc": AFTER.acc + 3 / 2000, "asr": AFTER.asr, "ra": AFTER.ra - 7 / 1800}
     assert outcome(reported=told).images_apart == {"acc": 3, "asr": 0, "ra": 7}
