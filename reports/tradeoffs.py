@@ -23,8 +23,7 @@ def tradeoff_figure(frame: pd.DataFrame) -> Figure:
     Raises:
         ConfigError: If no attack took on any record.
     """
-    board, runs = _ranked(frame), per_record(frame)
-    runs = runs[has_backdoor(runs)]
+    board, runs = _ranked(frame)
     figure = new_figure(5.6, 3.6)
     axes = figure.add_subplot()
     lost = 100 * (runs["before_acc"] - runs["after_acc"])
@@ -57,8 +56,7 @@ def effectiveness_figure(frame: pd.DataFrame) -> Figure:
     Raises:
         ConfigError: If no attack took on any record.
     """
-    board, runs = _ranked(frame), per_record(frame)
-    runs = runs[has_backdoor(runs)]
+    board, runs = _ranked(frame)
     figure = new_figure(5.6, 0.9 + 0.3 * len(board))
     axes = figure.add_subplot()
     for position, row in enumerate(board.to_dict("records")):
@@ -87,7 +85,7 @@ def cost_figure(frame: pd.DataFrame) -> Figure:
     Raises:
         ConfigError: If no attack took on any record.
     """
-    board = _ranked(frame)
+    board, _ = _ranked(frame)
     figure = new_figure(5.6, 3.4)
     axes = figure.add_subplot()
     for position, row in enumerate(board.to_dict("records")):
@@ -107,13 +105,13 @@ def cost_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
-    """The methods that were run on a record on which the attack took, the best first."""
-    board = leaderboard(frame)
+def _ranked(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The methods that were run on a record on which the attack took, the best first, and what each did to each such record."""
+    board, runs = leaderboard(frame), per_record(frame)
     board = board[board["records"] > 0]
     if not len(board):
         raise ConfigError("a comparison of methods needs a record on which an attack took, with outcomes; found none")
-    return board
+    return board, runs[has_backdoor(runs)]
 
 
 def _legend_beside(figure: Figure, axes: Axes) -> None:

@@ -64,8 +64,9 @@ def list_(
 def attack(request: AttackRequest, *, typed: frozenset[str], as_json: bool) -> None:
     """Train an attacked model and store it as a record. Killed runs go on where they stopped."""
     from clp_plugin.cli.commands.attack import attack_record
+    from clp_plugin.records.opening import BENCH
 
-    if request.toolbox is not None and request.toolbox != "builtin":
+    if request.toolbox not in (None, BENCH):
         ours = ("data", "width", "preset", "recipe", "image_size", "n_train", "n_test", "fixed_trigger")
         refuse(typed, *ours, where=f"for the scripts of {request.toolbox}")
     else:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from clp_plugin.cli.options import (
-    AgainName,
     Data,
     Device,
     ExecutorName,
@@ -23,6 +22,7 @@ from clp_plugin.cli.options import (
     Toolbox,
     Trust,
 )
+from clp_plugin.store.again import Again
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class GridRequest:
         "runs/leaderboard"
     )
     again: Annotated[
-        AgainName, typer.Option(help="What is run of the cells that are there already: never runs nothing at all.")
+        Again, typer.Option(help="What is run of the cells that are there already: never runs nothing at all.")
     ] = "only-missing"
     dry_run: Annotated[bool, typer.Option(help="Show the cells, what is there, and about how long the rest takes.")] = (
         False

@@ -19,7 +19,6 @@ NormName = Literal["reshaped", "exact"]
 ScaleName = Literal["paper", "small"]
 ProtocolName = Literal["defender", "oracle"]
 Implementation = Literal["own", "toolbox"]
-AgainName = Literal["only-missing", "failed", "all", "never"]
 ExecutorName = Literal["local", "ray"]
 MAX_SEED = 2**32 - 1  # what numpy's and torch's generators both take
 

@@ -19,6 +19,7 @@ from clp_plugin.records.exchange import RecordedNetwork, RecordListing
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.types import Record
 
+BENCH = "builtin"  # the toolbox whose attacks make records where no other is named
 _log = logging.getLogger(__name__)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clp_plugin.errors import ConfigError
 from clp_plugin.files.atomic import write_json_atomically
@@ -18,7 +18,6 @@ from clp_plugin.files.reading import read_json
 from clp_plugin.store.outcomes import Outcome, load_outcome, save_outcome
 from clp_plugin.types import ChoiceProtocol, Provenance
 
-Again = Literal["only-missing", "failed", "all", "never"]
 # Counted up whenever the same fields come to mean something else: what was stored before is then run again.
 _IDENTITY_VERSION = 1
 _CELLS, _KNOWN, _RESULTS, _RECORDS = "cells", "known", "toolbox", "records"
@@ -99,6 +98,11 @@ class CellStore:
         if not place.is_file():
             write_json_atomically(place, provenance.to_json())
 
+    def is_new(self) -> bool:
+        """Whether no record was in this grid before."""
+        known = self.folder / _KNOWN
+        return not known.is_dir() or next(known.iterdir(), None) is None
+
     def known(self, content: str) -> Mapping[str, Any] | None:
         """The facts that :meth:`remember` kept of the record with that content."""
         place = self.folder / _KNOWN / f"{content}.json"
@@ -109,12 +113,3 @@ class CellStore:
             if isinstance(found, dict) and {"dataset", "toolbox"} <= found.keys():
                 return found
         return None  # it is only a shortcut: whoever needs it opens the record
-
-
-def is_due(earlier: Outcome | None, again: Again) -> bool:
-    """Whether a cell is to be run, given what is stored of it."""
-    if again == "never":
-        return False
-    if earlier is None or again == "all":
-        return True
-    return again == "failed" and earlier.status == "failed"

@@ -11,7 +11,8 @@ from clp_plugin.bench.run import make_defense
 from clp_plugin.defenses.base import Defense, chosen_parameter
 from clp_plugin.errors import ConfigError
 from clp_plugin.registry import Catalogue
-from clp_plugin.store.cells import Again, CellKey, CellStore, is_due
+from clp_plugin.store.again import Again, is_due
+from clp_plugin.store.cells import CellKey, CellStore
 from clp_plugin.store.content import record_content
 from clp_plugin.store.outcomes import Outcome, versions
 from clp_plugin.types import ChoiceProtocol
@@ -169,7 +170,7 @@ class Planned:
 
 def foreseen(task: Task, settings: GridSettings, catalogue: Catalogue) -> list[Planned] | None:
     """The cells of a record that was in this grid before, without opening it; None if it was not, so all are due."""
-    if not task.record.is_dir():
+    if not task.record.is_dir() or settings.store.is_new():  # then gigabytes need no hash yet
         return None
     content = record_content(task.record)
     known = settings.store.known(content)

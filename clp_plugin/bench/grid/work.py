@@ -19,14 +19,13 @@ from clp_plugin.evaluation.judging import RecordJudge
 from clp_plugin.networks.memory import keep_freed_memory
 from clp_plugin.records.adapter import ReadsRecords, RunsAttacks, RunsDefenses, require
 from clp_plugin.records.exchange import RunRequest
-from clp_plugin.records.opening import find_adapter, lending, load_adapter
+from clp_plugin.records.opening import BENCH, find_adapter, lending, load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
-from clp_plugin.store.cells import is_due
+from clp_plugin.store.again import is_due
 from clp_plugin.store.content import record_content
 from clp_plugin.store.outcomes import Outcome, RunFacts
 from clp_plugin.types import Progress, Record
 
-BENCH = "builtin"  # the toolbox whose attacks make records
 _REPORT_SECONDS = 0.2
 
 

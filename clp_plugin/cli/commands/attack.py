@@ -16,11 +16,10 @@ from clp_plugin.files.option_values import parse_options
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import RunsAttacks, require
 from clp_plugin.records.exchange import RunRequest
-from clp_plugin.records.opening import load_adapter
+from clp_plugin.records.opening import BENCH, load_adapter
 from clp_plugin.registry import load_catalogue
 from clp_plugin.types import Metrics
 
-BENCH = "builtin"  # the toolbox that makes records where none is named
 _SUCCESSFUL_ASR = 0.9  # ASR below which a record is not what its name says
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clp_plugin.bench.run import DefenseRun, make_defense, plan_defense, run_defense, store_run
-from clp_plugin.cli.commands.attack import BENCH, made_record
+from clp_plugin.cli.commands.attack import made_record
 from clp_plugin.cli.commands.correlate import write_correlation, write_sweep
 from clp_plugin.cli.console import command_line, emit_json, percent, progress_bar, say
 from clp_plugin.cli.showing import defense_json, show_correlation, show_defense, show_sweep
@@ -23,7 +23,7 @@ from clp_plugin.images import ArrayImages
 from clp_plugin.networks.devices import pick_device
 from clp_plugin.records.adapter import ChecksAttacks, ReadsRecords, RunsAttacks, require
 from clp_plugin.records.exchange import RunRequest
-from clp_plugin.records.opening import load_adapter
+from clp_plugin.records.opening import BENCH, load_adapter
 from clp_plugin.registry import Catalogue, load_catalogue
 from clp_plugin.store.layout import DEFENSES
 

@@ -24,6 +24,7 @@ from clp_plugin.cli.commands.grid_display import _Bars
 from clp_plugin.cli.commands.leaderboard_run import parse_seeds
 from clp_plugin.errors import ConfigError
 from clp_plugin.evaluation.metrics import judge
+from clp_plugin.store.content import record_content
 from clp_plugin.store.outcomes import Outcome
 
 TWO_BY_TWO = ("--method", "clp", "--method", "clp:u=1", "--seeds", "0,1")
@@ -124,6 +125,17 @@ def test_a_record_is_opened_once_and_no_network_judged_twice(
     made = {(each.provenance["path"], pruned(each)) for each in outcomes(tmp_path / "out")}
     repaired = {network for network in made if network[1] != "{}"}
     assert counts["judge"] == 2 + len(repaired) < 2 + 8  # the attacked model of each record, and each that is another
+
+
+def test_a_record_is_hashed_once_where_nothing_or_all_is_there(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = calls_counted(monkeypatch, record_content)
+    given = ("--record", records / "badnets-1", "--method", "clp")
+    run(tmp_path / "out", *given)
+    assert counts["record_content"] == 1
+    run(tmp_path / "out", *given)
+    assert counts["record_content"] == 2
 
 
 def test_what_was_lost_is_run_again_and_nothing_else(records: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from clp_plugin.store.cells import CellKey, CellStore, is_due
+from clp_plugin.store.again import is_due
+from clp_plugin.store.cells import CellKey, CellStore
 from clp_plugin.store.outcomes import Outcome
 from clp_plugin.types import Provenance
 
