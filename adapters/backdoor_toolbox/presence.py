@@ -5,11 +5,11 @@ from __future__ import annotations
 from clp_plugin.records.exchange import ToolboxPresence
 
 from ..driving.checkout import find_checkout, stored_commit
-from .toolbox_facts import BACKDOOR_TOOLBOX
+from .toolbox_facts import BACKDOOR_TOOLBOX, DEFENSES
 
 _FAILS = {
     "its attacks by bench attack": "its own scripts make them",
-    "its defenses by bench defend": "they move every network to a GPU, and are run by its own other_defense.py",
+    "its other defenses by bench defend": "they filter images or train anew; its own other_defense.py runs them, on a GPU",
 }
 
 
@@ -20,5 +20,5 @@ def presence() -> ToolboxPresence:
         ConfigError: If no checkout is found.
     """
     found = find_checkout(BACKDOOR_TOOLBOX)
-    runs = ["records", "CLP as a script beside its own"]
+    runs = ["records", f"defenses: {', '.join(DEFENSES)}", "CLP as a script beside its own"]
     return ToolboxPresence(found.root, found.found_by, stored_commit(found.root), runs, _FAILS)

@@ -87,7 +87,7 @@ class BackdoorToolboxRecords(ReadsRecords, NamesItsFiles):
             CheckpointError: If the weights cannot be read safely or do not fit; the toolbox goes on with random ones.
         """
         network = network_file(path)
-        poisoned = _poisoned_set(path)
+        poisoned = poisoned_set(path)
         lacking = BACKDOOR_TOOLBOX.lacking(poisoned.root)
         if lacking:
             raise RecordError(
@@ -132,7 +132,7 @@ class BackdoorToolboxRecords(ReadsRecords, NamesItsFiles):
     def records(self, root: Path) -> Iterator[RecordListing]:
         for path in sorted(child for child in root.glob("[!.]*") if self.sniff(child)):
             try:
-                poisoned = _poisoned_set(path)
+                poisoned = poisoned_set(path)
                 network = network_file(path)
                 _facts(poisoned)
                 _kind(poisoned)
@@ -142,7 +142,12 @@ class BackdoorToolboxRecords(ReadsRecords, NamesItsFiles):
             yield RecordListing(path, f"{poisoned.attack}, {poisoned.dataset}, {network.name}", complete=True)
 
 
-def _poisoned_set(path: Path) -> PoisonedSet:
+def poisoned_set(path: Path) -> PoisonedSet:
+    """What a folder's name says.
+
+    Raises:
+        RecordError: If it is not a name as the toolbox gives it.
+    """
     path = path.absolute()
     found = _FOLDER.fullmatch(path.name)
     if found is None:

@@ -9,7 +9,7 @@ from clp_plugin.records.exchange import CheckoutState, ScriptState
 from ..driving.checkout import Checkout, commit_of
 from ..driving.registration import is_ours
 from ..driving.trials import state_of, tried_modules
-from .toolbox_facts import SCRIPT
+from .toolbox_facts import MODULES, SCRIPT
 
 _ATTEMPT = "importlib:import_module"
 _FOLDERS = {"poison_tool_box": "attack", "other_defenses_tool_box": "defense", "cleansers_tool_box": "defense"}
@@ -35,7 +35,8 @@ def check(checkout: Checkout) -> CheckoutState:
 
 
 def _state(kind: str, module: str, error: str | None) -> ScriptState:
-    """A defense that can be imported still needs a GPU: the toolbox moves every network there."""
+    """A defense that can be imported still needs a GPU, to which the toolbox moves every network, but where we run it."""
+    name = module.partition(".")[2]
     alone = "can be imported, but moves its network to a GPU, and there is none"
-    problem = alone if kind == "defense" and not torch.cuda.is_available() else None
-    return state_of(kind, module.partition(".")[2], error or problem)
+    needs_gpu = kind == "defense" and name not in MODULES.values() and not torch.cuda.is_available()
+    return state_of(kind, name, error or (alone if needs_gpu else None))

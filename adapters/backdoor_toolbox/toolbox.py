@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clp_plugin.errors import RecordError
-from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, LocatesRecords, RegistersPlugin
-from clp_plugin.records.exchange import CheckoutState
+from clp_plugin.records.adapter import ChecksScripts, InstallsToolbox, LocatesRecords, RegistersPlugin, RunsDefenses
+from clp_plugin.records.exchange import CheckoutState, RunRequest, ToolboxResult
 
 from ..driving import checkout
 from ..driving.registration import first_line, register_files
-from . import state
+from . import defenses, state
 from .record import BackdoorToolboxRecords
 from .toolbox_facts import BACKDOOR_TOOLBOX, SCRIPT
 
@@ -31,7 +31,9 @@ if __name__ == "__main__":
 '''
 
 
-class BackdoorToolbox(BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, ChecksScripts, RegistersPlugin):
+class BackdoorToolbox(
+    BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, ChecksScripts, RegistersPlugin, RunsDefenses
+):
     """All that a checkout of backdoor-toolbox can do."""
 
     def locate(self, name: str, *, root: Path | None = None) -> Path:
@@ -55,6 +57,12 @@ class BackdoorToolbox(BackdoorToolboxRecords, LocatesRecords, InstallsToolbox, C
 
     def check(self, *, root: Path | None = None) -> CheckoutState:
         return state.check(checkout.find_checkout(BACKDOOR_TOOLBOX, root))
+
+    def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
+        return defenses.run_defense(self.open(record, trust=request.trust), method, request)
+
+    def read_defense(self, record: Path, method: str) -> ToolboxResult:
+        return defenses.REPAIRS.read(self.open(record), method)
 
     def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
         found = checkout.find_checkout(BACKDOOR_TOOLBOX, root)

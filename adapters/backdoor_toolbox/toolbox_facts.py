@@ -26,6 +26,22 @@ BACKDOOR_TOOLBOX = CheckoutFacts(
 
 # The script that we add to it.
 SCRIPT = "clp_plugin_defense.py"
+LAUNCHER = "clp_plugin.adapters.backdoor_toolbox.launcher"
+# Its defenses that change the network and run on records: their modules in its folder of defenses, and the options that its
+# own script gives them for CIFAR-10.
+MODULES: Mapping[str, str] = {"FP": "fine_pruning", "NAD": "neural_attention_distillation", "ANP": "ANP"}
+DEFENSES: Mapping[str, Mapping[str, Any]] = {
+    "FP": {"prune_ratio": 0.99, "finetune_epoch": 100, "max_allowed_acc_drop": 0.1},
+    "NAD": {"teacher_epochs": 10, "erase_epochs": 20},
+    "ANP": {
+        "lr": 0.2, "anp_eps": 0.4, "anp_steps": 1, "anp_alpha": 0.2, "nb_iter": 2000, "print_every": 500,
+        "pruning_by": "threshold", "pruning_max": 0.90, "pruning_step": 0.05, "max_CA_drop": 0.1,
+    },
+}  # fmt: skip
+ORACLES: Mapping[str, str] = {
+    "FP": "stops pruning by its accuracy on the clean test images",
+    "ANP": "learns its masks on the clean test images, and stops pruning by its accuracy on them",
+}
 
 
 @dataclass(frozen=True)

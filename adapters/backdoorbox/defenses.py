@@ -45,7 +45,7 @@ def _rebuilt(model: nn.Module, content: Mapping[str, Any], file: Path) -> nn.Mod
     return model
 
 
-REPAIRS = OwnRepairs("BackdoorBox", LAUNCHER, "core/defenses", DEFENSES, _rebuilt)
+REPAIRS = OwnRepairs("BackdoorBox", LAUNCHER, "core/defenses/{}.py".format, DEFENSES, _rebuilt)
 
 
 def run_defense(found: Checkout, record: Record, method: str, request: RunRequest) -> ToolboxResult:

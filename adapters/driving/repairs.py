@@ -9,18 +9,20 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from clp_plugin.errors import CheckpointError, ConfigError, RecordError, ToolboxError, unknown_name
 from clp_plugin.files.atomic import write_json_atomically
 from clp_plugin.files.locks import claimed
 from clp_plugin.files.reading import read_json
 from clp_plugin.files.torch_files import read_pickle_checkpoint
+from clp_plugin.networks.fitting import fit_state_dict
 from clp_plugin.records.exchange import RunRequest, ToolboxResult
 from clp_plugin.types import Record
 
@@ -52,6 +54,16 @@ class Asked:
     device: str
 
 
+def refitted(model: nn.Module, weights: Mapping[str, Any], file: Path) -> nn.Module:
+    """The network with other weights.
+
+    Raises:
+        CheckpointError: If they do not fit; names the file.
+    """
+    fit_state_dict(model, weights, where=str(file))
+    return model
+
+
 @dataclass(frozen=True)
 class OwnRepairs:
     """The repairs of a toolbox that run on its records.
@@ -59,17 +71,19 @@ class OwnRepairs:
     Attributes:
         toolbox: The toolbox's name, for messages.
         launcher: Module of the child process.
-        scripts: Folder of the toolbox in which each repair has a module of its name, for messages.
+        script: Gives the path of a repair's module in the toolbox, for messages.
         methods: Options of each repair, and their values where none is given.
         rebuild: Returns the repaired network, made from the record's by what the child stored; the last argument names the
             file of that.
+        oracles: How test images take part in a repair's choices, for those in which they do.
     """
 
     toolbox: str
     launcher: str
-    scripts: str
+    script: Callable[[str], str]
     methods: Mapping[str, Mapping[str, Any]]
-    rebuild: Callable[[nn.Module, Mapping[str, Any], Path], nn.Module]
+    rebuild: Callable[[nn.Module, Mapping[str, Any], Path], nn.Module] = refitted
+    oracles: Mapping[str, str] = field(default_factory=dict)
 
     def options(self, method: str, given: Mapping[str, object]) -> dict[str, Any]:
         """All options of a repair.
@@ -120,19 +134,20 @@ class OwnRepairs:
             request.report(f"{self.toolbox} at {found.root} (found by {found.found_by})")
             asked = Asked(str(record.folder.absolute()), method, options, request.seed, request.device)
             write_json_atomically(place / SETTINGS, asdict(asked))
-            script = Script(f"{self.scripts}/{method}.py", [SETTINGS], self.launcher, request.trust)
+            script = Script(self.script(method), [SETTINGS], self.launcher, request.trust)
             seconds = run_script(script, place, log, report=request.report, time_limit=request.time_limit)
             produced = place / PRODUCED
             try:
-                model, reported = self._left(produced, record, trust=request.trust)
+                left = self._left(produced, record, trust=request.trust)
             except (CheckpointError, RecordError) as error:
                 raise ToolboxError(f"{script.path} ended well, but left nothing that can be used: {error}") from error
             shutil.move(log, produced / RUN_LOG)
             move_in(produced, target)
         with contextlib.suppress(OSError):  # logs of other runs that failed stay
             log.parent.rmdir()
-        return ToolboxResult(
-            model, target, reported, seconds, f"benign:{len(record.benign)}", "", options, log=target / RUN_LOG, commit=version
+        return replace(
+            self._result(record, method, target, left), seconds=seconds, options=options,
+            log=target / RUN_LOG, commit=version,
         )  # fmt: skip
 
     def read(self, record: Record, method: str) -> ToolboxResult:
@@ -145,8 +160,15 @@ class OwnRepairs:
         if not (folder / RESULT).is_file():
             there = sorted(item.parent.name for item in folder.parent.glob(f"[!.]*/{RESULT}"))
             raise RecordError(f"{folder}: no {RESULT}; results there are: {', '.join(there) or 'none'}")
-        model, reported = self._left(folder, record, trust=False)
-        return ToolboxResult(model, folder, reported, 0.0, f"benign:{len(record.benign)}", "", {})
+        return self._result(record, method, folder, self._left(folder, record, trust=False))
+
+    def _result(
+        self, record: Record, method: str, folder: Path, left: tuple[nn.Module, dict[str, float]]
+    ) -> ToolboxResult:
+        model, reported = left
+        return ToolboxResult(
+            model, folder, reported, 0.0, f"benign:{len(record.benign)}", self.oracles.get(method, ""), {}
+        )
 
     def _left(self, folder: Path, record: Record, *, trust: bool) -> tuple[nn.Module, dict[str, float]]:
         """The repaired network, in eval mode on the CPU, and the toolbox's own numbers."""
@@ -166,11 +188,18 @@ def read_asked(file: Path) -> Asked:
     return Asked(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def make_masks_weights(network: nn.Module) -> None:
+    """Make the masks that torch's pruning leaves part of the weights, so that these have their own names again."""
+    for module in network.modules():
+        if hasattr(module, "weight_mask"):
+            prune.remove(module, "weight")
+
+
 def leave(content: Mapping[str, Any], reported: Mapping[str, float]) -> None:
     """Leave what a repair came to, in the child.
 
     Args:
-        content: What :attr:`OwnRepairs.rebuild` takes, of tensors on the CPU.
+        content: What :attr:`OwnRepairs.rebuild` takes; tensors are on the CPU.
         reported: The toolbox's own numbers, in [0, 1].
     """
     (PRODUCED / REPORTED).write_text(json.dumps(reported), encoding="utf-8")

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from torch import nn
-
 from clp_plugin.errors import ConfigError
-from clp_plugin.networks.fitting import fit_state_dict
 from clp_plugin.records.exchange import RunRequest, ToolboxResult
 from clp_plugin.types import Record
 
@@ -18,13 +11,7 @@ from ..driving.repairs import OwnRepairs
 from .presence import presence
 from .toolbox_facts import DEFENSES, LAUNCHER, SCRIPTS, TOOLBOX
 
-
-def _rebuilt(model: nn.Module, content: Mapping[str, Any], file: Path) -> nn.Module:
-    fit_state_dict(model, content, where=str(file))
-    return model
-
-
-REPAIRS = OwnRepairs("TrojanZoo", LAUNCHER, SCRIPTS, DEFENSES, _rebuilt)
+REPAIRS = OwnRepairs("TrojanZoo", LAUNCHER, f"{SCRIPTS}/{{}}.py".format, DEFENSES)
 
 
 def run_defense(record: Record, method: str, request: RunRequest) -> ToolboxResult:

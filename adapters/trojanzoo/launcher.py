@@ -12,11 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-from torch.nn.utils import prune
-
 from clp_plugin.adapters.driving.lifeline import end_with_parent
-from clp_plugin.adapters.driving.repairs import Asked, leave, read_asked
+from clp_plugin.adapters.driving.repairs import Asked, leave, make_masks_weights, read_asked
 from clp_plugin.records.triggers import corner
 from clp_plugin.types import Record
 
@@ -48,7 +45,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     _repair(package, asked, dataset, model, attack)
     reported = _measured(record, dataset, model, attack)
-    _make_masks_weights(model._model)
+    make_masks_weights(model._model)
     leave({name: value.cpu() for name, value in model._model.state_dict().items()}, reported)
 
 
@@ -88,13 +85,6 @@ def _measured(record: Record, dataset: Any, model: Any, attack: Any) -> dict[str
         loader=counted, get_data_fn=attack.get_data, keep_org=False, print_prefix="Without target class"
     )
     return {"acc": acc / 100, "asr": asr / 100, "asr_all": of_all / 100}
-
-
-def _make_masks_weights(network: nn.Module) -> None:
-    """Make the masks that its pruning leaves part of the weights, so that these have their own names again."""
-    for module in network.modules():
-        if hasattr(module, "weight_mask"):
-            prune.remove(module, "weight")
 
 
 if __name__ == "__main__":

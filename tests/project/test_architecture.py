@@ -35,6 +35,7 @@ CHILD = {
     "clp_plugin.adapters.driving.program",
     "clp_plugin.adapters.backdoorbench.launcher",
     "clp_plugin.adapters.backdoorbench.bridges",
+    "clp_plugin.adapters.backdoor_toolbox.launcher",
     "clp_plugin.adapters.backdoorbox.launcher",
     "clp_plugin.adapters.trojanzoo.launcher",
 }
