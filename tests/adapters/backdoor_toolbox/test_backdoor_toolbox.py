@@ -168,13 +168,14 @@ def test_registering_writes_one_file_that_starts(root: Path) -> None:
     assert not Path(written[0]).exists()
 
 
-def test_what_starts_is_told_and_that_its_defenses_need_a_gpu(root: Path) -> None:
+def test_what_starts_is_told_and_that_defenses_that_we_do_not_run_need_a_gpu(root: Path) -> None:
     (root / "poison_tool_box" / "badnet.py").write_text("")
-    (root / "other_defenses_tool_box" / "ANP.py").write_text("")
+    for name in ("ANP", "SEAM"):
+        (root / "other_defenses_tool_box" / f"{name}.py").write_text("")
     (root / "other_defenses_tool_box" / "frequency.py").write_text("import package_that_nobody_has\n")
     found = bench("toolbox", "check", "backdoor_toolbox", "--root", root, "--json").json
     problems = {each["name"]: each["problem"] for each in found["scripts"]}
-    assert problems["badnet"] == ""
+    assert problems["badnet"] == problems["ANP"] == ""
     assert problems["frequency"] == "ModuleNotFoundError: No module named 'package_that_nobody_has'"
-    assert bool(problems["ANP"]) is not torch.cuda.is_available()
+    assert bool(problems["SEAM"]) is not torch.cuda.is_available()
     assert found["registered"] is False
