@@ -31,6 +31,7 @@ class Entry(BaseModel):
         defaults: Option to value.
         dataset_defaults: Dataset to option to value; goes before ``defaults``.
         scales: Scale (``"small"``) to option to value; goes before both.
+        opt_in: Whether a grid runs a defense only where it is named.
         presence: For a toolbox, what tells where it is and what of it runs, as ``object`` is given: a function without
             arguments that returns a :class:`~clp_plugin.records.exchange.ToolboxPresence`, or raises a ConfigError.
         replaces: The entry's own name, if it takes the place of an earlier provider on purpose.
@@ -46,6 +47,7 @@ class Entry(BaseModel):
     defaults: dict[str, Any] = {}
     dataset_defaults: dict[str, dict[str, Any]] = {}
     scales: dict[str, dict[str, Any]] = {}
+    opt_in: bool = False
     presence: str = Field(default="", exclude=True, pattern=r"^([^:].*:[A-Za-z_][\w.]*)?$")
     replaces: str | None = None
     origin: str = Field(default="", exclude=True)
@@ -70,6 +72,10 @@ class Catalogue:
         if kind not in self.sections:
             raise RegistryError(unknown_name("section", kind, self.sections))
         return list(self.sections[kind])
+
+    def usual_defenses(self) -> list[str]:
+        """The defenses that a grid runs where none is named: all but those that are opt-in."""
+        return [name for name in self.names("defenses") if not self.entry("defenses", name).opt_in]
 
     def entry(self, kind: Kind, name: str) -> Entry:
         """The facts about one name.
@@ -164,7 +170,7 @@ def _installed() -> Iterable[tuple[Kind, str, Entry]]:
 
 
 def _own_facts(thing: object) -> dict[str, Any]:
-    fields = ("summary", "citation", "budget", "defaults", "dataset_defaults", "scales", "replaces")
+    fields = ("summary", "citation", "budget", "defaults", "dataset_defaults", "scales", "opt_in", "replaces")
     facts = {field: getattr(thing, field) for field in fields if hasattr(thing, field)}
     first_line = (thing.__doc__ or "").strip().partition("\n")[0]
     return {"summary": first_line or "no summary", **facts}

@@ -47,7 +47,7 @@ class GridRequest:
     method: Annotated[
         list[str],
         typer.Option(
-            help="NAME, NAME:OPTION=VALUE, or TOOLBOX:NAME for its own; again and again. Default: all of ours."
+            help="NAME, NAME:OPTION=VALUE, or TOOLBOX:NAME for its own; again and again. Default: ours but the opt-ins."
         ),
     ] = field(default_factory=list)
     seeds: Annotated[str, typer.Option(help="0,1 or 0:3; of the methods.")] = "0"

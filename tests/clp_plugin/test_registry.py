@@ -229,3 +229,11 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_grid_without_methods_leaves_out_what_is_opt_in(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "defenses: {mine: {object: 'x:y', summary: mine, opt_in: true}, other: {object: 'x:y', summary: other}}"
+    )
+    assert load_catalogue(own).usual_defenses() == [*(name for name in OURS if name != "surrogate_pruning"), "other"]

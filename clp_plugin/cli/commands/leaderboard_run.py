@@ -40,7 +40,7 @@ def run_grid(request: GridRequest, *, typed: frozenset[str], as_json: bool) -> N
         request = with_file(request, request.config, typed)
     catalogue = load_catalogue(request.registry)
     settings = _settings(request)
-    methods = [parse_method(text, catalogue) for text in request.method or catalogue.names("defenses")]
+    methods = [parse_method(text, catalogue) for text in request.method or catalogue.usual_defenses()]
     _check_methods(methods, settings, catalogue)
     tasks = shard(_tasks(request, tuple(methods), settings, catalogue), request.shard)
     plan = [(task, foreseen(task, settings, catalogue)) for task in tasks]
