@@ -31,6 +31,9 @@ def small_attack(method: str, *, epochs: int = 1, crop_padding: int = 0, **chang
     return AttackSettings(method, "digits", "resnet18", recipe, **{**given, **changes})
 
 
+SMALL_BADNETS = small_attack("badnets", epochs=2, crop_padding=1)
+
+
 def run_attack(settings: AttackSettings, out: Path, **how: Any) -> Path:
     """The folder of a finished record; ``how`` are options of :func:`~clp_plugin.adapters.builtin.attack.attacked`."""
     with attacked(settings, out, **how):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,124 +13,16 @@ import torch
 from command_line import bench, refused
 from csv_tables import csv_table
 from fake_records import fake_record
+from fake_toolbox import REPORTED, FakeToolbox, fake_registry
 
-from clp_plugin.adapters.backdoorbench.export import export_defense
-from clp_plugin.errors import RecordError, ToolboxError
 from clp_plugin.evaluation.metrics import evaluate
-from clp_plugin.masking.apply import masked
-from clp_plugin.records.exchange import CheckoutState, RecordListing, RunRequest, ScriptState, ToolboxResult
-from clp_plugin.store.outcomes import load_outcome, load_outcomes
-from clp_plugin.types import Mask, Record
-
-REPORTED = {"acc": 0.5}
-
-
-class FakeToolbox:
-    """Records are folders with a file ``fake``; its only defense silences one channel."""
-
-    looks_for = "a file named fake"
-    root: Path
-    asked: dict[str, Any]
-
-    def sniff(self, path: Path) -> bool:
-        return (path / "fake").is_file()
-
-    def open(self, path: Path, *, trust: bool = False) -> Record:
-        record = fake_record()
-        return replace(record, provenance=replace(record.provenance, path=str(path), toolbox="fakebench"))
-
-    def records(self, root: Path) -> Iterator[RecordListing]:
-        yield from ()
-
-    def locate(self, name: str, *, root: Path | None = None) -> Path:
-        path = (root or self.root) / "record" / name
-        if not path.is_dir():
-            raise RecordError(f"no record {name!r} in {path.parent}")
-        return path
-
-    def install(self, destination: Path, *, source: str | None, ref: str | None) -> Path:
-        self.asked.update(source=source, ref=ref)
-        destination.mkdir(parents=True)
-        return destination
-
-    def check(self, *, root: Path | None = None) -> CheckoutState:
-        scripts = [
-            ScriptState("defense", "clp"),
-            ScriptState("attack", "badnet", "no module cv2", "opencv-python-headless"),
-        ]
-        return CheckoutState(root or self.root, "--root", "abc123", scripts, registered=False)
-
-    def register(self, *, root: Path | None = None, remove: bool = False) -> Sequence[Path]:
-        self.asked.update(remove=remove)
-        return [self.root / "defense" / "clp_plugin.py"]
-
-    def result_folder(self, record: Path, method: str, options: Mapping[str, object]) -> Path:
-        return record / "defense" / "clp_plugin"
-
-    export = staticmethod(export_defense)
-
-    def run_defense(self, record: Path, method: str, request: RunRequest) -> ToolboxResult:
-        self.asked.update(method=method, request=request)
-        request.report("epoch 1")
-        if "do" in request.options:
-            raise ToolboxError("anp.py failed (exit status 1): IndexError")
-        result = self.read_defense(record, method)
-        return result if request.destination is None else replace(result, folder=request.destination)
-
-    def read_defense(self, record: Path, method: str) -> ToolboxResult:
-        channels = torch.zeros(6, dtype=torch.bool).numpy()
-        channels[2] = True
-        model = masked(copy.deepcopy(self.open(record).model), Mask({"bn1": channels}))
-        folder = record / "defense" / method
-        folder.mkdir(parents=True, exist_ok=True)
-        return ToolboxResult(
-            model=model, folder=folder, reported=REPORTED, seconds=7.0, budget="benign:5 %", oracle="looks at test images",
-            options={"epochs": 3}, log=folder / "x.log", commit="abc123",
-        )  # fmt: skip
-
-    def attack_options(self, given: Mapping[str, object]) -> dict[str, object]:
-        return {f"their_{key}": value for key, value in given.items()}
-
-    @contextlib.contextmanager
-    def attacked(self, name: str, method: str, request: RunRequest) -> Iterator[Path]:
-        self.asked.update(method=method, request=request)
-        path = self.root / "record" / name
-        path.mkdir(parents=True)
-        (path / "fake").touch()
-        yield path
-
-
-class OnlyReads:
-    """An adapter without a toolbox to drive."""
-
-    def sniff(self, path: Path) -> bool:
-        return False
-
-    def open(self, path: Path, *, trust: bool = False) -> Record:
-        return fake_record()
-
-    def records(self, root: Path) -> Iterator[RecordListing]:
-        yield from ()
-
-
-Command = Callable[..., Any]
+from clp_plugin.store.outcomes import load_outcome
 
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLP_PLUGIN_CONFIG", str(tmp_path / "config.yaml"))
-    FakeToolbox.root, FakeToolbox.asked = tmp_path / "checkout", {}
-    record = tmp_path / "checkout" / "record" / "eins"
-    record.mkdir(parents=True)
-    (record / "fake").touch()
-    file = tmp_path / "registry.yaml"
-    here = "test_toolbox_commands"
-    file.write_text(
-        "toolboxes:\n"
-        f"  fakebench: {{object: '{here}:FakeToolbox', summary: made up}}\n"
-        f"  reader: {{object: '{here}:OnlyReads', summary: only reads}}\n"
-    )
-    return file
+    return fake_registry(tmp_path)
 
 
 @pytest.fixture
@@ -353,50 +241,3 @@ def test_printed_json_stays_clean_while_the_script_talks(registry: Path) -> None
     result = defend(registry, "--method", "anp", "--impl", "toolbox", "--json")
     assert json.load(io.StringIO(result.out))
     assert "epoch 1" not in result.err
-
-
-def test_a_grid_runs_the_toolboxs_own_method_beside_ours_each_seed_in_a_place_of_its_own(
-    registry: Path, tmp_path: Path
-) -> None:
-    record, out = tmp_path / "checkout" / "record" / "eins", tmp_path / "out"
-    given = [
-        "--record",
-        record,
-        "--registry",
-        registry,
-        "--out",
-        out,
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-        "--seeds",
-        "0,1",
-    ]
-    assert bench("leaderboard", "run", *given, "--method", "clp", "--method", "fakebench:anp:epochs=3").code == 0
-    found = load_outcomes(out / "cells")
-    assert sorted((each.method, each.implementation, each.seed) for each in found) == [
-        ("anp", "fakebench", 0), ("anp", "fakebench", 1), ("clp", "clp_plugin", 0), ("clp", "clp_plugin", 1),
-    ]  # fmt: skip
-    request = FakeToolbox.asked["request"]
-    assert (request.options, request.seed, request.force) == ({"epochs": 3}, 1, True)
-    assert request.destination.parent == out / "toolbox"
-    cells = bench("leaderboard", "show", out, "--json").json["cells"]
-    assert {(cell["implementation"], cell["reported_acc"]) for cell in cells} == {
-        ("fakebench", 0.5),
-        ("clp_plugin", None),
-    }
-    assert not (record / "clp_plugin_logs").exists()
-
-
-def test_a_script_that_fails_in_a_grid_is_a_failed_cell_and_leaves_nothing_in_the_record(
-    registry: Path, tmp_path: Path
-) -> None:
-    record, out = tmp_path / "checkout" / "record" / "eins", tmp_path / "out"
-    given = ["--record", record, "--registry", registry, "--out", out, "--workers", 0, "--device", "cpu"]
-    done = bench("leaderboard", "run", *given, "--method", "fakebench:anp:do=fail", "--method", "clp")
-    assert done.code == 3
-    assert {each.method: each.error for each in load_outcomes(out / "cells")} == {
-        "anp": "anp.py failed (exit status 1): IndexError", "clp": None,
-    }  # fmt: skip
-    assert sorted(path.name for path in record.iterdir()) == ["fake"]
