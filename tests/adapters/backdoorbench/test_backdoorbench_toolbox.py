@@ -174,7 +174,7 @@ from clp_plugin.cli.app import main
 toolbox_facts.LAUNCHER, cifar.check_integrity = "direct", lambda *_: True
 origin = SimpleNamespace(toolbox="backdoorbench")
 # Not of the made-up record itself: no network fits its weights.
-BackdoorBench.open = lambda self, path, **_: SimpleNamespace(folder=path, provenance=origin)
+BackdoorBench.open = lambda self, path, **_: SimpleNamespace(folder=path, provenance=origin, target="target 0")
 sys.argv = ["bench", "defend", "--record", sys.argv[1], "--impl", "toolbox", "--method", "ft", "--option", "do=hang", "--force"]
 main()
 """
