@@ -75,6 +75,8 @@ def _settings(request: GridRequest) -> GridSettings:
 
 def _executor(request: GridRequest, tasks: int) -> Executor:
     if request.executor == "ray":
+        if request.address is not None and request.workers is not None:
+            raise ConfigError("--workers has no meaning with --address: the cluster's cores are used; leave it out")
         return RayCluster(request.address, request.workers, request.threads)
     if request.address is not None:
         raise ConfigError("--address has no meaning without --executor ray; leave it out")

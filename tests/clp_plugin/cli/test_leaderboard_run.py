@@ -288,6 +288,10 @@ def test_mistakes_in_a_file_are_told(tmp_path: Path, content: str, message: str)
         (["--attack", "badnets", "--shard", "3/2"], "--shard: expected I/N"),
         (["--attack", "badnets", "--workers", "999"], "--workers 999"),
         (["--attack", "badnets", "--address", "auto"], "--address has no meaning"),
+        (
+            ["--attack", "badnets", "--executor", "ray", "--address", "auto", "--workers", "2"],
+            "--workers has no meaning with --address",
+        ),
         (["--record", "no/such/place"], "there is no record at"),
     ],
 )
