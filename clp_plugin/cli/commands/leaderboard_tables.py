@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,7 +106,7 @@ def _figures(chosen: Chosen, by: Row, *, critical_difference: bool) -> dict[str,
         }
     if critical_difference:
         figures["critical_difference"] = critical_difference_figure(chosen.frame)
-    if sweeps := _sweeps(chosen.records, "architecture" if by == "architecture" else "attack"):
+    if sweeps := _sweeps(chosen.frame, by):
         figures["sweeps"] = sweeps_figure(sweeps)
     channels = {path: table for path in chosen.records if (table := channel_table(Path(path))) is not None}
     if channels:
@@ -116,12 +116,18 @@ def _figures(chosen: Chosen, by: Row, *, critical_difference: bool) -> dict[str,
     return figures
 
 
-def _sweeps(records: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, list[Sequence[dict[str, Any]]]]:
-    """Attack or architecture to the sweeps of its records, of those that have one."""
+def _sweeps(frame: pd.DataFrame, by: Row) -> dict[str, list[Sequence[dict[str, Any]]]]:
+    """Title of a panel, an attack where nothing else is asked for, to the sweeps of its records, of those that have one."""
+    from clp_plugin.reports.labels import attacked_names
+
+    records = frame.dropna(subset="record").drop_duplicates("record")
+    titles = (
+        attacked_names(records) if by == "record" else records["architecture" if by == "architecture" else "attack"]
+    )
     panels: dict[str, list[Sequence[dict[str, Any]]]] = {}
-    for record, facts in records.items():
+    for record, title in zip(records["record"], titles, strict=True):
         if (table := sweep_table(Path(record))) is not None:
-            panels.setdefault(str(facts.get(by)), []).append(plain_rows(table))
+            panels.setdefault(str(title), []).append(plain_rows(table))
     return panels
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pandas as pd
 import pytest
 from command_line import bench, refused
 from csv_tables import csv_table
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from own_parts import TARGET, own_parts
 from PIL import Image
 
+from clp_plugin.reports import paper
 from clp_plugin.store.outcomes import Outcome, save_outcome
 
 CELL = {
@@ -138,6 +142,37 @@ def test_the_figure_of_sweeps_keeps_to_the_chosen_outcomes(runs: Path, tmp_path:
     out = tmp_path / "tables"
     told = bench("leaderboard", "tables", runs, "--out", out, "--where", "attack=badnets", "--json").json
     assert "sweeps.png" not in told["files"]  # only the record of wanet was swept
+
+
+@pytest.mark.parametrize(
+    ("by", "panels"),
+    [
+        ("attack", {"badnets": 2, "badnets (all to all)": 1, "wanet": 1}),
+        ("record", {"badnets": 2, "badnets-all": 1, "wanet": 1}),
+        ("architecture", {"a": 4}),
+    ],
+)
+def test_a_panel_of_sweeps_holds_the_seeds_of_one_attack(
+    by: str, panels: dict[str, int], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(runs, "badnets-all-seed0", "clp", 0.1)
+    file = runs / "badnets-all-seed0" / "defense" / "clp" / "seed0" / "outcome.json"
+    outcome = json.loads(file.read_text())
+    file.write_text(json.dumps({**outcome, "provenance": {**outcome["provenance"], "target": "all to all"}}))
+    for record in ("badnets-seed0", "badnets-seed1", "badnets-all-seed0"):
+        (runs / record / "analysis").mkdir()
+        shutil.copytree(
+            runs / "wanet-seed0" / "analysis" / "sweep-paper-reshaped", runs / record / "analysis" / "sweep-x"
+        )
+    drawn: dict[str, int] = {}
+
+    def drawing(sweeps: Mapping[str, Sequence[object]]) -> Figure:
+        drawn.update({title: len(each) for title, each in sweeps.items()})
+        return Figure()
+
+    monkeypatch.setattr(paper, "sweeps_figure", drawing)
+    bench("leaderboard", "tables", runs, "--by", by, "--out", tmp_path / "tables")
+    assert drawn == panels
 
 
 def test_channel_tables_become_figure_3_a_record(runs: Path, tmp_path: Path) -> None:
