@@ -176,7 +176,7 @@ def _dataset(path: Path, description: Description, data: Path | None = None) -> 
     folder = dataset_folder(settings.dataset) if data is None else data
     if folder is None and settings.dataset != "digits":
         raise RecordError(
-            f"{path}: holds no images and borrows those of {settings.dataset}; say where they lie: --data FOLDER, "
+            f"{path}: needs the images of {settings.dataset}; say where they lie: --data FOLDER, "
             f"{dataset_variable(settings.dataset)}=FOLDER in the environment, or datasets: {{{settings.dataset}: "
             f"{{path: FOLDER}}}} in {config_file()}"
         )
