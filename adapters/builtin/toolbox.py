@@ -114,9 +114,8 @@ def attack_settings(method: str, request: RunRequest) -> AttackSettings:
 
 def _network(base: AttackSettings, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the network, where they are not the preset's: its width and blocks are of its own network."""
-    if "width" in given:
-        return {"model_options": {**base.model_options, "width": given["width"]}}
-    return {} if given.get("model") in (None, base.model) else {"model_options": {}}
+    kept = base.model_options if given.get("model") in (None, base.model) else {}
+    return {"model_options": {**kept, "width": given["width"]} if "width" in given else kept}
 
 
 def _named(request: RunRequest) -> str:

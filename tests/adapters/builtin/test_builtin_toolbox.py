@@ -73,3 +73,13 @@ def test_what_is_impossible_is_told_before_anything_is_made(tmp_path: Path) -> N
     ):
         with pytest.raises((ConfigError, RegistryError), match=error):
             BENCH.check_attack(str(tmp_path / "a"), method, asked(**given))
+
+
+def test_the_blocks_of_a_preset_are_not_those_of_another_network() -> None:
+    def options(**given: object) -> dict[str, object]:
+        return dict(toolbox.attack_settings("badnets", asked(**given)).model_options)
+
+    assert options(width=4) == {"width": 4, "blocks": (1, 1)}
+    assert options(model="resnet18", width=4) == {"width": 4, "blocks": (1, 1)}
+    assert options(model="vgg11_bn", width=4) == {"width": 4}
+    assert options(model="vgg11_bn") == {}
