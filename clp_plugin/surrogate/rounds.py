@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Round:
         before: The largest success of a trigger before the round, on synthetic images.
         after: The largest success that the round left to them.
         agreement: Share of synthetic images that keep the class that they had before the round.
-        pruned: Number of channels that the round pruned.
+        mask: The channels that the round pruned.
     """
 
     families: tuple[str, ...]
@@ -40,11 +40,18 @@ class Round:
     before: float
     after: float
     agreement: float
-    pruned: int
+    mask: Mask
+
+    @property
+    def pruned(self) -> int:
+        """Number of channels that the round pruned."""
+        return len(self.mask)
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes by name, as plain JSON values."""
-        return asdict(self)
+        """The attributes by name, as plain JSON values; of the mask the number of channels, ``pruned``."""
+        told = {**vars(self), "pruned": self.pruned}
+        del told["mask"]
+        return told
 
 
 def prune_in_rounds(
@@ -84,7 +91,7 @@ def prune_in_rounds(
         log.append(
             Round(
                 tuple(one.family for one in surrogates), surrogates[0].size, tried[0].success, tried[best].success,
-                tried[best].agreement, tried[best].pruned,
+                tried[best].agreement, masks[best],
             )
         )  # fmt: skip
         if progress is not None:

@@ -68,6 +68,8 @@ def test_rounds_prune_the_planted_channel_first_and_end_the_true_trigger(found: 
     assert true_patch().success_on(network, images, network.classes(images)) == 1.0
     mask, log = prune_in_rounds(network, fuse(network.network, SHAPE), found, rounds=1)
     assert mask.indices() == {LAYER: [CHANNEL]}
+    assert log[0].mask == mask
+    assert (log[0].to_json()["pruned"], "mask" in log[0].to_json()) == (1, False)
     assert log[0].before >= 0.8 > log[0].after
     assert true_patch().success_on(network, images, network.classes(images)) < 0.2
 
