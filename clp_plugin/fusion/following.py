@@ -29,6 +29,11 @@ aten = torch.ops.aten
 class ChannelFollower(TorchDispatchMode):
     """Keeps the shadows and writes the nodes while the model runs."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled, so that torch need not import its compiler, which takes a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = ChannelGraph()

@@ -1,4 +1,8 @@
-"""Run a model once to find what feeds what: on meta tensors (no data, no arithmetic), or for real if values are needed."""
+"""Run a model once to find what feeds what: on one random image, or on meta tensors where that fails.
+
+The real run is tried first because torch's meta kernels import its compiler, which takes a second of each command; meta
+tensors serve where the device lacks a kernel for the model's numbers, or the memory.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +32,15 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training_modules: Seq
             reach branches such as auxiliary heads.
 
     Raises:
-        PairingError: If neither a run on meta tensors nor a real one succeeds.
+        PairingError: If neither a real run nor one on meta tensors succeeds.
     """
     shape = (1, *input_shape)
     try:
-        return _run_on_meta(model, shape, training_modules)
-    except Exception as meta_error:  # any model code may fail on meta tensors, in any way
+        return _run_for_real(model, shape, training_modules)
+    except Exception as error:  # any model code may fail, in any way
         try:
-            return _run_for_real(model, shape, training_modules)
-        except Exception as error:
+            return _run_on_meta(model, shape, training_modules)
+        except Exception as meta_error:
             raise PairingError(
                 f"the model cannot be run on one input of shape {shape} to find its layers: {type(error).__name__}: "
                 f"{error} (on meta tensors: {type(meta_error).__name__}); {_advice(error)}"

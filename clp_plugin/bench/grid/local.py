@@ -169,7 +169,7 @@ def _preloaded() -> list[str]:
     sections = load_catalogue().sections
     entries = (entry for kind in ("toolboxes", "defenses") for entry in sections[kind].values())
     own = {entry.object.partition(":")[0] for entry in entries if entry.origin == OWN}
-    # torch imports its compiler when a network's channels are followed.
+    # torch imports its compiler when an optimizer is made.
     return ["clp_plugin.bench.grid.work", *sorted(own), "torch._dynamo"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -122,9 +124,33 @@ def test_owners_of_unknown_channels_are_unknown(build: Build) -> None:
     assert channel.tolist() == [UNKNOWN, 0, 2]
 
 
-def test_meta_run_is_the_rule_and_real_values_the_fallback(build: Build) -> None:
-    assert trace(build("plain"), (3, 8, 8)).how == "meta"
+def test_a_real_run_is_the_rule_and_meta_tensors_the_fallback(build: Build) -> None:
+    class Lacking(nn.Module):
+        """A device that lacks a kernel: only what needs no arithmetic runs."""
+
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not x.is_meta:
+                raise NotImplementedError("no kernel")
+            classes: Tensor = self.network(x)
+            return classes
+
+    real, meta = trace(build("plain"), (3, 8, 8)), trace(Lacking(build("plain")), (3, 8, 8))
+    assert (real.how, meta.how) == ("real forward pass", "meta")
+    assert [node.op for node in real.nodes] == [node.op for node in meta.nodes]
     assert trace(build("depends_on_data"), (3, 8, 8)).how == "real forward pass"
+
+
+def test_torch_need_not_import_its_compiler_which_takes_a_second_of_each_command() -> None:
+    code = (
+        "import sys; from torch import nn; from clp_plugin import fuse, score; "
+        "score(fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8))); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
