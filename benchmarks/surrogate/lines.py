@@ -31,9 +31,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Append a line, on a line of its own even behind one that was cut short."""
+    """Append a line in one write, on a line of its own even behind one that was cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with path.open("ab+", buffering=0) as file:  # lines of several processes must not mix
         file.seek(max(0, file.seek(0, 2) - 1))
         broken = file.read(1) not in (b"", b"\n")
         file.write((b"\n" if broken else b"") + json.dumps(finite(row), allow_nan=False).encode() + b"\n")

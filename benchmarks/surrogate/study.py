@@ -1,7 +1,7 @@
 """Does a surrogate trigger tell what to prune? Measures it beside CLP and two methods that see images, on many records.
 
     python benchmarks/surrogate/study.py RECORD ... --half development --out study.jsonl [--data CIFAR10] [--images 1000]
-    python benchmarks/surrogate/study.py RECORD ... --half held-out --out study.jsonl [--device cuda] [--seed 0]
+    ls -d runs/* | xargs -P 2 -n 1 python benchmarks/surrogate/study.py --half held-out --out study.jsonl     # two at a time
 
 One line of JSON a record, written as soon as it is measured: what is there is not measured again, so that a study that was
 stopped goes on where it was, and several processes with records of their own may share a file. A record that fails is a
