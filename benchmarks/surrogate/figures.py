@@ -123,11 +123,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="records whose triggers are shown; by default one an attack")
     options = parser.parse_args()
     rows = measured(read_rows(options.lines))
-    infected = [row for row in rows if works(row)]
-    shown = [row for row in infected if options.networks and name_of(row) in options.networks] or one_an_attack(
-        infected
-    )
-    figures = {"tracking": tracking_figure(infected), "triggers": triggers_figure(shown), "gate": gate_figure(rows)}
+    figures = {"gate": gate_figure(rows)}
+    if infected := [row for row in rows if works(row)]:
+        named = [row for row in infected if name_of(row) in (options.networks or ())]
+        figures |= {
+            "tracking": tracking_figure(infected),
+            "triggers": triggers_figure(named or one_an_attack(infected)),
+        }
     for name, figure in figures.items():
         for path in save_figure(figure, options.out / f"surrogate_{name}"):
             print(path)

@@ -109,7 +109,7 @@ def _group_cell(found: Sequence[Row | None]) -> str:
 def costs_table(rows: Sequence[Row]) -> str:
     """Points of accuracy that each method takes from networks that need no repair."""
     cells = []
-    for name, pairs in _uses(rows).items():
+    for name, pairs in list(_uses(rows).items())[1:]:  # without "before"
         lost = [(100 * (row["methods"]["before"]["acc"] - one["acc"]), name_of(row)) for row, one in pairs]
         untouched = sum(one["pruned"] == 0 for _, one in pairs)
         worst = f"{max(lost)[0]:.1f} ({max(lost)[1]})" if lost else "–"
@@ -179,7 +179,7 @@ def gate_table(rows: Sequence[Row]) -> str:
         moved = transferred(statistic, development, held_out)
         cells.append([
             name,
-            f"{separation(statistic, judged):.2f}",
+            _number(separation(statistic, judged)),
             f"{_errors(moved[1])}, from {moved[0]:.3g}" if moved else "–",
             _errors(summed([errors for *_, errors in folds])) if folds else "–",
             ", ".join(sorted({f"{threshold:.3g}" for _, threshold, _ in folds})),
@@ -197,6 +197,10 @@ def _errors(errors: Errors) -> str:
 
 def _mean(rows: Iterable[Row], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 def _percent(fraction: float) -> str:
