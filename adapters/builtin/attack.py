@@ -37,7 +37,7 @@ from .record_files import (
 )
 from .scene import Scene, preparation_seed
 from .settings import AttackSettings
-from .training.hooks import BatchHook
+from .training.hooks import BatchHook, HooksInTurn
 from .training.train import Progress, train
 
 CHECKPOINT = "training.pt"
@@ -105,8 +105,8 @@ def _attack(
     clean, poisoned = clean_training_set(plan.dataset, plan.parts), plan.parts.poisoned
     scene = _scene(settings, plan, clean, device, progress)
     attack = plan.attack.prepare(scene)
-    hook = _hook(attack, scene, settings)
-    images = poisoned_training_set(clean, attack, plan.rule, poisoned, stamp=hook is None)
+    own = _hook(attack, scene, settings)
+    images = poisoned_training_set(clean, attack, plan.rule, poisoned, stamp=own is None)
     train(
         model,
         images,
@@ -115,7 +115,7 @@ def _attack(
         device=device,
         progress=progress,
         checkpoint=out / CHECKPOINT,
-        hook=hook,
+        hook=_hiding(own, [each.hook(model, attack, scene) for each in plan.evasions]),
     )
     write_record(
         out,
@@ -133,6 +133,10 @@ def _hook(attack: Attack, scene: Scene, settings: AttackSettings) -> BatchHook |
     if hook is None and settings.trigger_after_augmentation:
         return TriggerHook(attack, scene.poisoned)
     return hook
+
+
+def _hiding(own: BatchHook | None, evasions: list[BatchHook]) -> BatchHook | None:
+    return HooksInTurn([own or BatchHook(), *evasions]) if evasions else own
 
 
 def _scene(

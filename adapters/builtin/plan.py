@@ -17,6 +17,8 @@ from clp_plugin.types import TargetRule
 from .attacks.base import Attack
 from .attacks.catalogue import create_attack
 from .datasets import Dataset, load_dataset
+from .evasions.base import Evasion
+from .evasions.catalogue import create_evasion
 from .poisoning import Parts, split
 from .settings import AttackSettings
 
@@ -33,18 +35,20 @@ class AttackPlan:
         rule: The labels that the attacker wants.
         attack: The attack with its options, not yet prepared.
         parts: The split of the training images.
+        evasions: How the training hides the backdoor.
     """
 
     dataset: Dataset
     rule: TargetRule
     attack: Attack
     parts: Parts
+    evasions: tuple[Evasion, ...] = ()
 
     def description(self, settings: AttackSettings, device: str) -> dict[str, Any]:
         """The fields of a record's description, but for the hash of its weights; with the attack as it was prepared."""
         dtype = resolve(settings.recipe.precision, torch.device(device))
         return {
-            "attack": settings.method if len(self.parts.poisoned) else CLEAN,
+            "attack": "+".join([settings.method, *settings.evasions]) if len(self.parts.poisoned) else CLEAN,
             "dataset": settings.dataset,
             "architecture": f"builtin:{settings.model}",
             "architecture_options": dict(settings.model_options),
@@ -102,7 +106,8 @@ def plan_attack(settings: AttackSettings, attack_type: type[Attack] | None) -> A
             "give a poison rate above 0, or the twin of another attack"
         )
     parts = split(dataset.train_labels, rule, settings, keeps_labels=attack.keeps_labels)
-    return AttackPlan(dataset, rule, attack, parts)
+    evasions = tuple(create_evasion(name, options) for name, options in settings.evasions.items())
+    return AttackPlan(dataset, rule, attack, parts, evasions)
 
 
 def _poison_rate(settings: AttackSettings, parts: Parts) -> float:

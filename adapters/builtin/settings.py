@@ -27,6 +27,7 @@ class AttackSettings:
         image_size: Pixels a side, for ``folder``, ``gtsrb`` and ``tiny_imagenet``.
         model_options: Options of ``models.build``.
         attack_options: Options of the attack's ``create``.
+        evasions: Keys of ``evasions.catalogue.EVASIONS`` to their options: how the training hides the backdoor.
         target: The target class, or None for all-to-all.
         poison_rate: Share of the training part that is poisoned, in [0, 1). 0 makes the attack's clean twin: the same
             images, network, seeds and trigger, and nothing poisoned.
@@ -50,6 +51,7 @@ class AttackSettings:
     image_size: int | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
     attack_options: Mapping[str, Any] = field(default_factory=dict)
+    evasions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     target: int | None = 0
     poison_rate: float = 0.1
     train_share: float = 0.95
@@ -62,6 +64,8 @@ class AttackSettings:
             raise ConfigError(
                 f"poison rate: expected a share from 0 (a clean twin) to below 1 (0.1 is 10 %), found {self.poison_rate}"
             )
+        if self.evasions and self.poison_rate == 0:
+            raise ConfigError("a clean twin has no backdoor to hide: leave out --evade, or give a poison rate above 0")
         if self.seed < 0:
             raise ConfigError(f"seed: expected a whole number from 0 on, found {self.seed}")
         shares = (self.train_share, self.benign_share)
@@ -77,8 +81,8 @@ class AttackSettings:
         return TargetRule("all_to_all" if self.target is None else "all_to_one", num_classes, self.target)
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes by name, as plain JSON values."""
-        return asdict(self)
+        """The attributes by name, as plain JSON values; without ``evasions`` where there are none, as it always was."""
+        return {name: value for name, value in asdict(self).items() if name != "evasions" or value}
 
 
 PRESETS: Mapping[str, AttackSettings] = {

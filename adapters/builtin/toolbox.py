@@ -15,6 +15,7 @@ from clp_plugin.records.exchange import RunRequest
 
 from .attack import attacked, is_finished
 from .attacks.base import Attack
+from .evasions.catalogue import parse_evasions
 from .record import BuiltinAdapter
 from .record_files import read_description
 from .settings import PRESETS, AttackSettings
@@ -26,7 +27,7 @@ _SETTINGS = {
     "poison_rate": "poison_rate", "fixed_trigger": "trigger_after_augmentation",
 }  # fmt: skip
 _TRAINING = ("epochs", "batch_size", "lr", "weight_decay")
-_KNOWN_OPTIONS = (*_SETTINGS, *_TRAINING, "preset", "recipe", "data", "width", "target")
+_KNOWN_OPTIONS = (*_SETTINGS, *_TRAINING, "preset", "recipe", "data", "width", "target", "evade")
 
 
 class BuiltinBench(BuiltinAdapter, RunsAttacks, ChecksAttacks):
@@ -106,6 +107,7 @@ def attack_settings(method: str, request: RunRequest) -> AttackSettings:
         method=method,
         recipe=replace(base.recipe if recipe is None else RECIPES[recipe], **{**own_recipe, **training}),
         attack_options={**usual, **own},
+        evasions=parse_evasions(given.get("evade", ())),
         seed=request.seed,
         target=_target(given["target"]) if "target" in given else base.target,
         **{**own_settings, **changes, **_network(base, given)},

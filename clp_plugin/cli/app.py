@@ -67,7 +67,7 @@ def attack(request: AttackRequest, *, typed: frozenset[str], as_json: bool) -> N
     from clp_plugin.records.opening import BENCH
 
     if request.toolbox not in (None, BENCH):
-        ours = ("data", "width", "preset", "recipe", "image_size", "n_train", "n_test", "fixed_trigger")
+        ours = ("data", "width", "preset", "recipe", "image_size", "n_train", "n_test", "fixed_trigger", "evade")
         refuse(typed, *ours, where=f"for the scripts of {request.toolbox}")
     else:
         refuse(typed, "root", "time_limit", "fast_cpu", where="without --toolbox")

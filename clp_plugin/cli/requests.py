@@ -86,6 +86,12 @@ class AttackRequest:
     fixed_trigger: Annotated[
         bool, typer.Option(help="Stamp training images after crop and flip, so that the trigger stays in its place.")
     ] = False
+    evade: Annotated[
+        list[str],
+        typer.Option(
+            help="Hide the backdoor while training: sigma (from CLP), search (from a sought trigger); again and again."
+        ),
+    ] = field(default_factory=list)
     option: Given = field(default_factory=list)
     time_limit: TimeLimit = None
     fast_cpu: FastCpu = False
@@ -99,10 +105,10 @@ class AttackRequest:
         """The options that describe the record, in the words of this command; an adapter translates them."""
         asked = (
             "preset", "dataset", "data", "model", "width", "target", "poison_rate", "recipe", "epochs", "batch_size", "lr",
-            "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger",
+            "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger", "evade",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked}
-        return {name: value for name, value in values.items() if value is not None and value is not False}  # 0 is given
+        return {name: value for name, value in values.items() if not (value is None or value is False or value == [])}
 
 
 @dataclass(frozen=True)

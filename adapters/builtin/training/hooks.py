@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ class Batch:
     images: Tensor
     labels: Tensor
     penalty: Tensor | None = None
+
+    def penalised(self, penalty: Tensor) -> Batch:
+        """The batch with one more penalty."""
+        return replace(self, penalty=penalty if self.penalty is None else self.penalty + penalty)
 
 
 class BatchHook:
@@ -48,3 +52,30 @@ class BatchHook:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to where :meth:`state` was taken."""
+
+
+class HooksInTurn(BatchHook):
+    """Several hooks, each of which changes what the one before it made.
+
+    Attributes:
+        hooks: The hooks in their order.
+    """
+
+    def __init__(self, hooks: Sequence[BatchHook]) -> None:
+        self.hooks = hooks
+
+    def __call__(self, batch: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
+        for hook in self.hooks:
+            batch = hook(batch, indices, generator)
+        return batch
+
+    def step(self, done: float) -> None:
+        for hook in self.hooks:
+            hook.step(done)
+
+    def state(self) -> dict[str, Any]:
+        return {"hooks": [hook.state() for hook in self.hooks]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for hook, own in zip(self.hooks, state["hooks"], strict=True):
+            hook.restore(own)

@@ -50,7 +50,7 @@ def attack_record(request: AttackRequest, *, as_json: bool) -> None:
         if as_json:
             emit_json({"record": str(path), "seconds": seconds, **metrics.to_json()})
         else:
-            show_metrics(f"attacked model in {path}", {request.method: metrics})
+            show_metrics(f"attacked model in {path}", {record.provenance.attack: metrics})
 
 
 @contextlib.contextmanager
