@@ -233,6 +233,7 @@ def test_options_that_would_be_ignored_are_refused(registry: Path) -> None:
     assert "--fixed-trigger has no meaning for the scripts of fakebench" in refused(
         *common, "--toolbox", "fakebench", "--fixed-trigger"
     )
+    assert "--evade has no meaning" in refused(*common, "--toolbox", "fakebench", "--evade", "sigma")
     assert "--fast-cpu has no meaning without --toolbox" in refused(*common, "--fast-cpu")
     assert "request" not in FakeToolbox.asked
 
