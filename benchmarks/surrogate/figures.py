@@ -63,21 +63,23 @@ def _path(axes: Axes, points: Sequence[tuple[float, float]], color: str, marker:
 
 
 def triggers_figure(rows: Sequence[Row]) -> Figure:
-    """A column a network: a test image, the same with the attacker's trigger, and with the surrogate that was found."""
-    lines = (("clean", "image"), ("triggered", "true trigger"), ("surrogate", "surrogate"))
-    figure = new_figure(1.15 * len(rows) + 0.4, 3.9)
-    panels = figure.subplots(len(lines), len(rows), squeeze=False)
-    for (key, label), line in zip(lines, panels, strict=True):
+    """A column a network: a test image, the same with the attacker's trigger and what that changes, and with the surrogate."""
+    labels = ("image", "true trigger", "its change, scaled", "surrogate")
+    figure = new_figure(1.15 * len(rows) + 0.4, 5.0)
+    panels = figure.subplots(len(labels), len(rows), squeeze=False)
+    for line, label in zip(panels, labels, strict=True):
         line[0].set_ylabel(label, fontsize=8)
-        for axes, row in zip(line, rows, strict=True):
-            axes.imshow(_picture(row, key), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for column, row in zip(panels.T, rows, strict=True):
+        clean, triggered, surrogate = (_picture(row, key) for key in ("clean", "triggered", "surrogate"))
+        change = np.abs(triggered.astype(np.int16) - clean)
+        shown = (clean, triggered, change * 255 // max(int(change.max()), 1), surrogate)
+        for axes, image in zip(column, shown, strict=True):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
-    for axes, row in zip(panels[0], rows, strict=True):
-        axes.set_title(f"{architecture_of(row)}\n{row['attack']}", fontsize=SMALL)
-    for axes, row in zip(panels[-1], rows, strict=True):
         truth = row["true_target"] if row["true_target"] is not None else "all"
-        axes.set_xlabel(f"to {row['target']} (true: {truth})\ns = {row['patch']['success']:.0%}", fontsize=SMALL)
+        column[0].set_title(f"{architecture_of(row)}\n{row['attack']}", fontsize=SMALL)
+        column[-1].set_xlabel(f"to {row['target']} (true: {truth})\ns = {row['patch']['success']:.0%}", fontsize=SMALL)
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from planted import CHECKERBOARD, SHAPE, TARGET, Planted
+
+from clp_plugin import record_from
+from clp_plugin.files.atomic import finite
+from clp_plugin.surrogate.images import dead_leaves
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "surrogate"
 NAMES = ("lines", "gates", "tables", "figures", "study")
@@ -89,6 +96,43 @@ def test_a_study_that_was_stopped_goes_on_and_repeats_only_what_failed(
     assert ran[-1] == "c"  # no record is measured for both halves
     study.run([tmp_path / "a"], out, **{**options, "seed": 1})
     assert ran[-1] == "a"
+
+
+def test_a_line_holds_what_each_method_did_to_a_planted_backdoor_and_the_pictures(
+    modules: dict[str, ModuleType],
+) -> None:
+    model = Planted(backdoor=True)
+    pixels = (200 * dead_leaves(30, SHAPE, seed=3)).round().byte().numpy()
+    for k in range(3):
+        pixels[k::3, k] += 55  # a class is the brightest colour
+    labels = model(torch.from_numpy(pixels) / 255).argmax(1).numpy()
+
+    def trigger(images: np.ndarray) -> np.ndarray:
+        changed = images.copy()
+        changed[:, :, 9:12, 2:5] = 255 * CHECKERBOARD.byte().numpy()
+        return changed
+
+    record = record_from(model, pixels, labels, trigger=trigger, target=TARGET)
+    line = json.loads(json.dumps(finite(modules["study"].study(record, device="cpu", seed=0))))
+    methods = line["methods"]
+    assert (line["target"], line["accepted"]) == (TARGET, True)
+    assert methods["before"]["acc"] == methods["before"]["asr"] == 1.0
+    assert methods["u=3"]["asr"] == 1.0  # no channel of six is three standard deviations above their mean
+    assert methods["best u (oracle)"]["asr"] < 0.2
+    assert methods["rounds"]["asr"] == line["rounds"][-1]["asr"] < 0.2
+    assert [one["asr"] for one in line["curve"] if one["u"] == line["u"]["u auto"]] == [methods["u auto"]["asr"]]
+    assert set(line["not_run"]) == {"NAD", "EP"}  # the record has neither benign nor poisoned images
+    clean, triggered, surrogate = (
+        np.asarray(modules["figures"]._picture(line, key)).transpose(2, 0, 1)
+        for key in ("clean", "triggered", "surrogate")
+    )
+    (first,) = np.flatnonzero((pixels == clean).all(axis=(1, 2, 3)))
+    assert labels[first] != TARGET
+    assert (triggered == trigger(pixels[first : first + 1])[0]).all()
+    changed = np.argwhere((surrogate != clean).any(axis=0))
+    place, size = np.array(line["patch"]["place"]), line["patch"]["size"]
+    assert (changed >= place).all()
+    assert (changed < place + size).all()
 
 
 def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modules: dict[str, ModuleType]) -> None:
