@@ -71,7 +71,7 @@ def triggers_figure(rows: Sequence[Row]) -> Figure:
         line[0].set_ylabel(label, fontsize=8)
     for column, row in zip(panels.T, rows, strict=True):
         clean, triggered, surrogate = (_picture(row, key) for key in ("clean", "triggered", "surrogate"))
-        change = np.abs(triggered.astype(np.int16) - clean)
+        change = np.abs(triggered.astype(int) - clean)
         shown = (clean, triggered, change * 255 // max(int(change.max()), 1), surrogate)
         for axes, image in zip(column, shown, strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -32,7 +32,7 @@ class Errors:
 def share(count: int, total: int) -> str:
     """Count and Wilson's 95 % interval of the rate, such as ``1 of 20 (1 to 24 %)``."""
     if not total:
-        return "none of 0"
+        return "–"
     interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
     return f"{count} of {total} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
 

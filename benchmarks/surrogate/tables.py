@@ -50,8 +50,9 @@ def half_tables(rows: Sequence[Row]) -> list[str]:
         parts += ["DER (ACC / ASR in percent), means of groups", groups_table(infected)]
     if idle:
         parts += [f"**{len(idle)} networks without one**: what each method costs them", costs_table(idle)]
-    parts += ["\n".join(f"- {line}" for line in gate_lines(rows))]
+    parts += ["**The class named and the gate**, with 95 % intervals of the rates", gates_table(rows)]
     if infected:
+        parts += [tracking_line(infected)]
         parts += ["ACC / ASR / RA in percent, with a working backdoor", networks_table(infected)]
     if idle:
         parts += ["ACC / ASR / RA in percent, without one", networks_table(idle)]
@@ -118,30 +119,41 @@ def costs_table(rows: Sequence[Row]) -> str:
     return _table(["method", "networks", "mean loss of ACC", "largest", "nothing pruned"], cells)
 
 
-def gate_lines(rows: Sequence[Row]) -> list[str]:
-    """Class named, false alarms and misses with intervals, and how well the surrogate's success follows the true ASR."""
-    infected = [row for row in rows if works(row)]
-    single = [row for row in infected if has_one_target(row)]
-    several = [row for row in infected if not has_one_target(row)]
-    passed = [row for row in single if row["accepted"]]
-    twins, failed = (
-        [row for row in rows if not works(row) and (row["poison_rate"] == 0) == is_twin] for is_twin in (True, False)
-    )
-    named = sum(row["target"] == row["true_target"] for row in single)
-    lines = [
-        f"class named right: {share(named, len(single))}; where the gate passed: "
-        f"{share(sum(row['target'] == row['true_target'] for row in passed), len(passed))}",
-        f"misses of the gate: {share(len(single) - len(passed), len(single))} with one target, "
-        f"{share(_stopped(several), len(several))} all-to-all",
-        f"false alarms: {share(len(twins) - _stopped(twins), len(twins))} clean networks, "
-        f"{share(len(failed) - _stopped(failed), len(failed))} on which the attack failed",
-    ]
-    if tracked := [rho for row in single if np.isfinite(rho := tracking(row))]:
-        lines.append(
-            f"rank correlation of the surrogate's success and the true ASR over the candidates of u: median "
-            f"{np.median(tracked):.2f}, lowest {min(tracked):.2f}, over {len(tracked)} networks on which both vary"
+def gates_table(rows: Sequence[Row]) -> str:
+    """Class named and the gate's misses and false alarms with intervals, in all and for each architecture."""
+    cells = []
+    for group in ("all", *sorted({architecture_of(row) for row in rows})):
+        own = [row for row in rows if group in ("all", architecture_of(row))]
+        single = [row for row in own if works(row) and has_one_target(row)]
+        passed = [row for row in single if row["accepted"]]
+        several = [row for row in own if works(row) and not has_one_target(row)]
+        clean, failed = (
+            [row for row in own if not works(row) and (row["poison_rate"] == 0) == is_clean]
+            for is_clean in (True, False)
         )
-    return lines
+        counts = [(_right(part), len(part)) for part in (single, passed)]
+        counts += [(_stopped(part), len(part)) for part in (single, several)]
+        counts += [(len(part) - _stopped(part), len(part)) for part in (clean, failed)]
+        cells.append([group, *(share(count, total) for count, total in counts)])
+    heads = [
+        "", "class named right", "where the gate passed", "misses, one target", "misses, all-to-all", "false alarms, clean",
+        "false alarms, attack failed",
+    ]  # fmt: skip
+    return _table(heads, cells)
+
+
+def tracking_line(rows: Sequence[Row]) -> str:
+    """How well the surrogate's success follows the true ASR, in words."""
+    tracked = [rho for row in rows if np.isfinite(rho := tracking(row))]
+    told = f"median {np.median(tracked):.2f}, lowest {min(tracked):.2f}" if tracked else "none"
+    return (
+        "Rank correlation of the surrogate's success and the true ASR over the candidates of u: "
+        f"{told}; {len(tracked)} networks on which both vary."
+    )
+
+
+def _right(rows: Sequence[Row]) -> int:
+    return sum(row["target"] == row["true_target"] for row in rows)
 
 
 def _stopped(rows: Sequence[Row]) -> int:

@@ -144,6 +144,9 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     assert cells(told, "u=3")[2:6] == ["89.0", "0.0", "80.0", "0.995"]  # u = 3 has no gate
     assert cells(told, "EP") == ["EP", "0", *["–"] * 5, "0", "–"]
     assert cells(told, "network: vgg")[2:4] == ["0.500 (90.0 / 100.0)", "0.995 (89.0 / 0.0)"]
+    named = told[told.index("class named right") :]
+    assert cells(named, "all")[1:4] == ["1 of 2 (9 to 91 %)", "1 of 1 (21 to 100 %)", "1 of 2 (9 to 91 %)"]
+    assert cells(named, "vgg")[1:4] == ["0 of 1 (0 to 79 %)", "–", "1 of 1 (21 to 100 %)"]
     miss = cells(told, "miss (digits)")
     assert miss[1] == miss[5] == "90.0 / 100.0 / 0.0"
     assert miss[-3:] == ["3 (true: 0)", "3x3, 90%", "stopped"]
@@ -161,8 +164,12 @@ def test_networks_without_a_working_backdoor_stand_apart_with_what_they_lose(mod
     costs = told[told.index("without one") :]
     assert cells(costs, "rounds") == ["rounds", "2", "0.5", "1.0 (alarm)", "1"]
     assert cells(costs, "rounds, past the gate")[2] == "1.0"
-    assert "false alarms: 1 of 2 (9 to 91 %) clean networks, none of 0 on which the attack failed" in told
-    assert "misses of the gate: none of 0 with one target, 1 of 1 (21 to 100 %) all-to-all" in told
+    heads, all_of_them = cells(costs, " | class named right"), cells(costs[costs.index("class named right") :], "all")
+    assert dict(zip(heads[1:], all_of_them[1:], strict=True)) == {
+        "class named right": "–", "where the gate passed": "–", "misses, one target": "–",
+        "misses, all-to-all": "1 of 1 (21 to 100 %)", "false alarms, clean": "1 of 2 (9 to 91 %)",
+        "false alarms, attack failed": "–",
+    }  # fmt: skip
     assert "failed: /runs/broken: no BatchNorm" in told
 
 
