@@ -26,6 +26,8 @@ from lines import (
 )
 from scipy.stats import spearmanr
 
+from clp_plugin.reports.ranking import REMOVED_ASR, interval_of_mean
+
 GROUPED = tuple(name for name in METHODS if not name.startswith("u=3,"))
 
 
@@ -64,13 +66,30 @@ def methods_table(rows: Sequence[Row]) -> str:
     cells = []
     for name, pairs in _uses(rows).items():
         used = [one for _, one in pairs]
+        rates = [_percent(_mean(used, key)) for key in ("acc", "asr", "ra")]
+        behind = np.array([100 * (one["der"] - row["methods"]["best u (oracle)"]["der"]) for row, one in pairs])
+        interval = "({:+.1f} to {:+.1f})".format(*interval_of_mean(behind))
+        ders = [
+            f"{_mean(used, 'der'):.3f}",
+            f"{behind.mean():+.1f} {interval}",
+            f"{min(one['der'] for one in used):.3f}",
+        ]
         seconds = [one["seconds"] for one in used if one["seconds"] is not None]
-        rates = [_percent(_mean(used, key)) for key in ("acc", "asr", "ra")] if used else ["–"] * 3
-        ders = [one["der"] for one in used]
-        worst = f"{np.mean(ders):.3f} | {min(ders):.3f}" if used else "– | –"
-        removed = sum(one["asr"] <= 0.1 for one in used)
-        cells.append([name, str(len(used)), *rates, worst, str(removed), f"{np.mean(seconds):.1f}" if seconds else "–"])
-    return _table(["method", "networks", "ACC", "ASR", "RA", "DER", "lowest DER", "ASR ≤ 10 %", "seconds"], cells)
+        removed = str(sum(one["asr"] <= REMOVED_ASR for one in used))
+        cells.append([name, str(len(used)), *rates, *ders, removed, f"{np.mean(seconds):.1f}" if seconds else "–"])
+    heads = [
+        "method",
+        "networks",
+        "ACC",
+        "ASR",
+        "RA",
+        "DER",
+        "points from best u",
+        "lowest DER",
+        "ASR ≤ 10 %",
+        "seconds",
+    ]
+    return _table(heads, cells)
 
 
 def groups_table(rows: Sequence[Row]) -> str:
@@ -93,10 +112,11 @@ def groups_table(rows: Sequence[Row]) -> str:
 
 
 def _uses(rows: Sequence[Row]) -> dict[str, list[tuple[Row, Row]]]:
-    """Each method, the gated ones also past the gate, with the networks that it was run on and what it does to them."""
+    """Each method, the gated ones also past the gate, with the networks that it was run on, one at least, and what it does."""
     found = {name: [(row, as_used(row, name)) for row in rows] for name in METHODS}
     found |= {f"{name}, past the gate": [(row, row["methods"].get(name)) for row in rows] for name in GATED}
-    return {name: [(row, one) for row, one in pairs if one] for name, pairs in found.items()}
+    run = {name: [(row, one) for row, one in pairs if one] for name, pairs in found.items()}
+    return {name: pairs for name, pairs in run.items() if pairs}
 
 
 def _group_cell(found: Sequence[Row | None]) -> str:
@@ -113,9 +133,8 @@ def costs_table(rows: Sequence[Row]) -> str:
     for name, pairs in list(_uses(rows).items())[1:]:  # without "before"
         lost = [(100 * (row["methods"]["before"]["acc"] - one["acc"]), name_of(row)) for row, one in pairs]
         untouched = sum(one["pruned"] == 0 for _, one in pairs)
-        worst = f"{max(lost)[0]:.1f} ({max(lost)[1]})" if lost else "–"
-        mean = f"{np.mean([points for points, _ in lost]):.1f}" if lost else "–"
-        cells.append([name, str(len(lost)), mean, worst, str(untouched)])
+        mean = f"{np.mean([points for points, _ in lost]):.1f}"
+        cells.append([name, str(len(lost)), mean, f"{max(lost)[0]:.1f} ({max(lost)[1]})", str(untouched)])
     return _table(["method", "networks", "mean loss of ACC", "largest", "nothing pruned"], cells)
 
 

@@ -139,10 +139,11 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     rows = [row("hit", accepted=True, asr=1.0), row("miss", accepted=False, asr=1.0, target=3, architecture="vgg")]
     told = modules["tables"].tables(rows)
     assert "### Held-out: 2 networks" in told
-    assert cells(told, "rounds") == ["rounds", "2", "89.5", "50.0", "40.0", "0.748", "0.500", "1", "9.0"]
+    assert cells(told, "rounds")[1:6] == ["2", "89.5", "50.0", "40.0", "0.748"]
+    assert cells(told, "rounds")[6:] == ["-24.8 (-49.5 to +0.0)", "0.500", "1", "9.0"]
     assert cells(told, "rounds, past the gate")[2:6] == ["89.0", "0.0", "80.0", "0.995"]
     assert cells(told, "u=3")[2:6] == ["89.0", "0.0", "80.0", "0.995"]  # u = 3 has no gate
-    assert cells(told, "EP") == ["EP", "0", *["–"] * 5, "0", "–"]
+    assert "\n| EP |" not in told  # no record has what it needs
     assert cells(told, "network: vgg")[2:4] == ["0.500 (90.0 / 100.0)", "0.995 (89.0 / 0.0)"]
     named = told[told.index("class named right") :]
     assert cells(named, "all")[1:4] == ["1 of 2 (9 to 91 %)", "1 of 1 (21 to 100 %)", "1 of 2 (9 to 91 %)"]
