@@ -26,8 +26,10 @@ class SurrogatePruning:
        is the target, and the changes found are surrogate triggers. The pattern counts only if it names the patch's class.
     3. The gate: unless a patch of at most ``gate_size`` reaches ``gate_success``, nothing is pruned.
     4. Channels of fused and diagonal layers are ranked by what pruning them takes from the triggers over what it takes
-       from the images' own classes, to first order; of the first 0, 1, 2, ... 24 those are pruned for which the fall of
-       the triggers' success minus the fall of agreement with the network before is largest, if ``least_agreement`` is kept.
+       from the images' own classes, to first order; of the first 0, 1, 2, ... 24 the fewest are pruned that
+       leave the triggers a success of 20 % or less; if none do, those for which the fall of success minus the fall of
+       agreement is largest. Agreement is the mean cosine of the centred logits of synthetic images with those before any
+       pruning; ``least_agreement`` must be left.
     5. On the pruned network the patch is sought again, one pixel larger, and the pattern at its norm: the next round. It
        ends after ``rounds`` of them, when both succeed on less than half, or when one prunes nothing.
 
@@ -39,7 +41,7 @@ class SurrogatePruning:
         gate_size: Largest side of a patch that counts as a trigger's.
         gate_success: Least share of held-out synthetic images that it must send to its class.
         rounds: The most rounds of pruning.
-        least_agreement: Least share of synthetic images that must keep their class through each round.
+        least_agreement: Least mean cosine of the centred logits of synthetic images after all rounds with those before.
         images: Number of images synthesised with classes; as many without.
 
     Raises:

@@ -59,7 +59,7 @@ class ChosenThreshold:
         if math.isinf(self.u):
             why = "no u is worth what it costs" if self.accepted else "no u is chosen"
             return f"{self.found.says}; {why}: nothing is pruned"
-        kept = f"{self.chosen.agreement:.0%} of synthetic images keep their class"
+        kept = f"logits agree to {self.chosen.agreement:.2f} with those before"
         return f"{self.found.says}; u = {self.u:g} leaves it {self.chosen.success:.0%}, and {kept}"
 
     def to_json(self) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def choose_u(
 ) -> ChosenThreshold:
     """Choose CLP's threshold with nothing but the weights.
 
-    A small patch is sought that sends images, synthesised from the BatchNorm statistics, to one class. Of the candidates
-    the one is chosen that takes most of the patch's success for the least change of the classes of synthetic images.
-    Where no patch is strong enough, nothing is pruned. An opt-in: its verdict is a hint that is not validated at scale.
+    A small patch is sought that sends images, synthesised from the BatchNorm statistics, to one class. The
+    largest candidate is chosen that leaves the patch a success of 20 % or less; if none does, the one that takes most of its
+    success for the least change of the logits of synthetic images. Where no patch is strong enough, nothing is pruned. An opt-in: its verdict is a hint that is not validated at scale.
 
     Args:
         view: The network's linear layers.

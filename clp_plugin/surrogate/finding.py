@@ -70,7 +70,7 @@ class Found:
         pattern: The added pattern.
         fit: Images that triggers were fitted on, ``(B, C, H, W)``, pixels in [0, 1].
         held_out: Images that success is measured on.
-        like_training: Images synthesised with classes: agreement is measured on them.
+        like_training: Images synthesised with classes: agreement is measured on their logits.
         classes: Number of classes of the network.
         searched: The classes that were searched: all, or the ``MAX_CLASSES`` nearest ones.
         gate: The strength that the patch was asked for.

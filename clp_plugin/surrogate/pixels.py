@@ -48,12 +48,17 @@ class PixelNetwork:
     @torch.no_grad()
     def classes(self, pixels: Tensor) -> Tensor:
         """Class of every image, ``(B,)``."""
-        return torch.cat([self.logits(part).argmax(1) for part in pixels.split(_BATCH)])
+        return self.answers(pixels).argmax(1)
+
+    @torch.no_grad()
+    def answers(self, pixels: Tensor) -> Tensor:
+        """Logits ``(B, classes)`` of any number of images, without a gradient."""
+        return torch.cat([self.logits(part) for part in pixels.split(_BATCH)])
 
     @torch.no_grad()
     def cross_entropy(self, pixels: Tensor, target: int) -> float:
         """Mean cross-entropy of the target class."""
-        logits = torch.cat([self.logits(part) for part in pixels.split(_BATCH)])
+        logits = self.answers(pixels)
         return float(F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device)))
 
 

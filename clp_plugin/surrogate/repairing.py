@@ -14,7 +14,6 @@ from clp_plugin.surrogate.finding import STAGES, Found, Gate, find_surrogates
 from clp_plugin.surrogate.order import gain_over_cost, ranked
 from clp_plugin.surrogate.pixels import PixelNetwork, per_channel
 from clp_plugin.surrogate.rounds import Round, prunable_widths, prune_in_rounds
-from clp_plugin.surrogate.stopping import agreement
 from clp_plugin.types import Mask, Progress
 
 _DRIVEN = 12  # channels that are told
@@ -45,7 +44,7 @@ class SurrogateRepair:
         driven: The channels that the triggers drive most, the first one most.
         mask: The channels that all rounds together prune; none if the patch was not strong enough to act on.
         rounds: What each round did.
-        agreement: Share of synthetic images that keep the class that they had before all rounds.
+        agreement: Agreement of the logits of synthetic images after all rounds with those before.
         seconds_search: Seconds of the search, without the rounds.
     """
 
@@ -62,7 +61,7 @@ class SurrogateRepair:
         if not self.found.accepted:
             return f"{self.found.says}; nothing is pruned"
         left = f"leave {self.rounds[-1].after:.0%} to the strongest trigger then known"
-        kept = f"{self.agreement:.0%} of synthetic images keep their class"
+        kept = f"logits agree to {self.agreement:.2f} with those before"
         return f"{self.found.says}; {len(self.mask)} channels pruned in {len(self.rounds)} rounds {left}, and {kept}"
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def surrogate_repair(
         std: Standard deviation of that normalization, per channel or one for all, on the [0, 1] scale.
         gate: The strength that a patch must have.
         rounds: The most rounds of pruning, 1 or more.
-        least_agreement: The share of synthetic images that must keep their class through each round.
+        least_agreement: The agreement of the logits after all rounds with those before that must be left.
         count: Number of images to synthesise with classes; as many again without.
         seed: Seed of the images.
         progress: Called with the stages done and the most stages.
@@ -122,10 +121,9 @@ def surrogate_repair(
         mask, kept = Mask({}), 1.0
         log: list[Round] = []
         if found.accepted:
-            before = network.classes(found.like_training)
             mask, log = prune_in_rounds(
                 network, view, found, rounds=rounds, least_agreement=least_agreement,
                 progress=lambda done, total: tell(STAGES + done, total),
             )  # fmt: skip
-            kept = agreement(network, found.like_training, before)
+            kept = log[-1].agreement
     return SurrogateRepair(found, driven, mask, tuple(log), kept, searched - start)

@@ -31,7 +31,8 @@ class Round:
         size: Side of the patch.
         before: The largest success of a trigger before the round, on synthetic images.
         after: The largest success that the round left to them.
-        agreement: Share of synthetic images that keep the class that they had before the round.
+        agreement: Agreement of the logits of synthetic images with those before the first round
+            (:func:`clp_plugin.surrogate.stopping.agreement`).
         mask: The channels that the round pruned.
     """
 
@@ -61,10 +62,10 @@ def prune_in_rounds(
     """Prune ``network`` in place until no trigger of its target class works.
 
     A round ranks the channels by gain over cost (:func:`clp_plugin.surrogate.order.gain_over_cost`) against the triggers at
-    hand, and prunes the prefix of that order with the largest fall of success minus fall of agreement, of those that keep
-    ``least_agreement``. Then the patch is sought again one pixel larger, near its place and at the five windows where
-    replacing pixels gains most, and the pattern at its norm. Rounds end when both succeed on less than ``enough``, or with
-    a round that prunes nothing.
+    hand, and prunes the shortest prefix of that order that leaves them little, of those that keep ``least_agreement``
+    (:func:`clp_plugin.surrogate.stopping.best_stop`). Then the patch is sought again one pixel larger, near its place and
+    at the five windows where replacing pixels gains most, and the pattern at its norm. Rounds end when both succeed on less
+    than ``enough``, or with a round that prunes nothing.
 
     Args:
         network: The network behind its normalization, in eval mode.
@@ -72,8 +73,8 @@ def prune_in_rounds(
         found: The triggers and the images.
         rounds: The most rounds, 1 or more.
         enough: The success below which a trigger counts as gone.
-        least_agreement: The share of synthetic images, 0 to 1, that must keep through a round the class that they had
-            before it: a trigger that only a broken network would lose is left in place.
+        least_agreement: The agreement, 0 to 1, of the logits after all rounds with those before the first one that must be
+            left: a trigger that only a broken network would lose is left in place.
         progress: Called with the rounds done and the most rounds.
 
     Returns:
@@ -81,10 +82,11 @@ def prune_in_rounds(
     """
     widths = prunable_widths(view)
     total, log, surrogates = Mask({}), [], found.agreeing
+    before = network.answers(found.like_training)
     for number in range(rounds):
         values = gain_over_cost(network, found.fit, surrogates, list(widths))
         masks = prefix_masks(ranked(values), widths)
-        tried = try_masks(network, masks, surrogates, found.held_out, found.like_training)
+        tried = try_masks(network, masks, surrogates, found.held_out, found.like_training, before=before)
         best = best_stop(tried, least_agreement=least_agreement)
         apply_mask(network.network, masks[best])
         total = total | masks[best]

@@ -19,7 +19,7 @@ from clp_plugin.surrogate.order import gain_over_cost, prefix_masks, ranked
 from clp_plugin.surrogate.patch import easiest, fit_patches, stamped
 from clp_plugin.surrogate.pixels import PixelNetwork, shortfall
 from clp_plugin.surrogate.rounds import prune_in_rounds
-from clp_plugin.surrogate.stopping import Tried, best_stop, try_masks
+from clp_plugin.surrogate.stopping import Tried, agreement, best_stop, try_masks
 from clp_plugin.surrogate.trigger import Surrogate
 from clp_plugin.types import Mask
 
@@ -174,31 +174,92 @@ def test_prefix_masks_hold_the_first_channels_of_the_order() -> None:
     assert [mask.indices() for mask in masks] == [{}, {"a": [1]}, {"a": [1], "b": [0]}, {"a": [0, 1], "b": [0]}]
 
 
+def mean_cosine(logits: torch.Tensor, others: torch.Tensor) -> float:
+    """By hand; 0 for an image whose logits are all the same."""
+    found = []
+    for a, b in zip(logits.double().tolist(), others.double().tolist(), strict=True):
+        a, b = [x - sum(a) / len(a) for x in a], [x - sum(b) / len(b) for x in b]
+        norms = math.hypot(*a) * math.hypot(*b)
+        found.append(sum(x * y for x, y in zip(a, b, strict=True)) / norms if norms > 1e-12 else 0.0)
+    return sum(found) / len(found)
+
+
+def test_agreement_falls_though_every_image_keeps_its_class() -> None:
+    class Logits(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images.flatten(1))
+
+    def network(rows: list[list[float]]) -> PixelNetwork:
+        linear = Logits(3, 3, bias=False)
+        linear.weight.data = torch.tensor(rows)
+        return PixelNetwork(linear, (0.0,), (1.0,))
+
+    images = torch.eye(3).reshape(3, 3, 1, 1)
+    before = network([[4.0, 1.0, 0.0], [0.0, 4.0, 0.0], [1.0, 0.0, 4.0]])
+    scaled = network([[9.0, 3.0, 1.0], [1.0, 9.0, 1.0], [3.0, 1.0, 9.0]])  # twice as much and 1 more
+    changed = network([[4.0, 0.0, 1.0], [3.9, 4.0, 3.0], [0.0, 1.0, 4.0]])
+    known = before.answers(images)
+    assert torch.equal(changed.classes(images), before.classes(images))
+    assert agreement(before, images, known) == 1.0
+    assert agreement(scaled, images, known) == pytest.approx(1.0)
+    assert agreement(changed, images, known) == pytest.approx(mean_cosine(changed.answers(images), known), abs=1e-6)
+    assert agreement(changed, images, known) < 0.9
+
+
 def test_the_stop_is_that_of_an_exhaustive_search_with_masks_applied_by_hand(found: Found) -> None:
     network = planted(backdoor=True)
     masks = [Mask({LAYER: np.array([bool(bits >> k & 1) for k in range(6)])}) for bits in range(64)]
     tried = try_masks(network, masks, [found.patch], found.held_out, found.like_training)
-    own, kept = network.classes(found.held_out), network.classes(found.like_training)
-    values = []
+    own, before = network.classes(found.held_out), network.answers(found.like_training)
+    left, values = [], []
     for mask in masks:
         undo = apply_mask(network.network, mask)
         fooled = network.classes(found.patch.attach(found.held_out))[own != TARGET] == TARGET
-        same = network.classes(found.like_training) == kept
-        values.append(fooled.double().mean().item() - same.double().mean().item())
+        alike = mean_cosine(network.answers(found.like_training), before)
+        left.append(fooled.double().mean().item())
+        values.append(left[-1] - alike)
         undo.undo()
-    assert values[best_stop(tried)] == pytest.approx(min(values))
+    assert left[best_stop(tried)] <= 0.2
+    assert tried[best_stop(tried)].pruned == min(len(m) for m, rate in zip(masks, left, strict=True) if rate <= 0.2)
+    unreachable = best_stop(tried, enough=-1.0)
+    assert values[unreachable] == pytest.approx(min(values))
     smallest = min(len(mask) for mask, value in zip(masks, values, strict=True) if value < min(values) + 1e-6)
-    assert tried[best_stop(tried)].pruned == smallest
+    assert tried[unreachable].pruned == smallest
 
 
 def test_of_equal_stops_the_one_that_prunes_least_is_taken() -> None:
-    assert best_stop([Tried(0, 0.9, 1.0), Tried(5, 0.2, 0.9), Tried(3, 0.3, 1.0), Tried(9, 0.1, 0.2)]) == 2
+    assert best_stop([Tried(0, 0.9, 1.0), Tried(5, 0.3, 0.9), Tried(3, 0.4, 1.0), Tried(9, 0.3, 0.2)]) == 2
+
+
+def test_no_more_is_pruned_once_the_trigger_is_gone() -> None:
+    tried = [Tried(0, 1.0, 1.0), Tried(4, 0.3, 1.0), Tried(10, 0.15, 0.9), Tried(15, 0.0, 0.9)]
+    assert best_stop(tried) == 2
+    assert best_stop(tried, enough=0.3) == 1
+    assert best_stop(tried, enough=0.1) == 3
+
+
+def test_agreement_of_rounds_is_with_the_network_before_all_of_them(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clp_plugin.surrogate.rounds.best_stop", lambda tried, **_options: len(tried) - 1)
+    network = planted(backdoor=True)
+    before = network.answers(found.like_training)
+    _, log = prune_in_rounds(network, fuse(network.network, SHAPE), found, rounds=4, enough=0.0)
+    fresh, seen = planted(backdoor=True), []
+    for one in log:
+        apply_mask(fresh.network, one.mask)
+        seen.append(mean_cosine(fresh.answers(found.like_training), before))
+    assert [one.agreement for one in log] == pytest.approx(seen)
+    assert len(log) > 1
+    assert seen[0] < 1.0
 
 
 def test_a_candidate_below_the_least_agreement_is_not_taken() -> None:
     tried = [Tried(0, 1.0, 1.0), Tried(2, 0.6, 0.9), Tried(9, 0.0, 0.7)]
     assert best_stop(tried) == 2
     assert best_stop(tried, least_agreement=0.8) == 1
+    assert best_stop(tried, least_agreement=0.95) == 0
+    assert best_stop([Tried(0, 0.9, 0.7), Tried(2, 0.1, 0.6)], least_agreement=0.8) == 0
 
 
 def test_a_class_is_as_easy_as_its_best_place_however_bad_its_others() -> None:
