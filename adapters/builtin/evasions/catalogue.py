@@ -48,7 +48,7 @@ def parse_evasions(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Example:
         >>> parse_evasions(["sigma:bound=2"])
-        {'sigma': {'weight': 0.01, 'bound': 2}}
+        {'sigma': {'weight': 0.03, 'bound': 2}}
     """
     evasions: dict[str, dict[str, Any]] = {}
     for text in given:

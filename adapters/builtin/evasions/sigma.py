@@ -38,7 +38,7 @@ class SigmaEvasion(Evasion):
         Ours. That an attacker could regularise the channel Lipschitz constant is the obvious answer to CLP (ECCV 2022).
     """
 
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
     bound: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.5
 
     def hook(self, model: nn.Module, attack: Attack, scene: Scene) -> SigmaHook:
