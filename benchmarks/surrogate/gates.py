@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from lines import Row, architecture_of, has_one_target, works
+from lines import Row, architecture_of, one_target, works
 from scipy.stats import binomtest, mannwhitneyu
 
 Statistic = Callable[[Row], float]  # larger for a backdoor
@@ -39,7 +39,7 @@ def share(count: int, total: int) -> str:
 
 def judged_by_gate(rows: Sequence[Row]) -> list[Row]:
     """The networks that a gate is judged by: without a working backdoor, or with one on a class that a search can name."""
-    return [row for row in rows if has_one_target(row) or not works(row)]
+    return [row for row in rows if one_target(row) or not works(row)]
 
 
 def errors_of(rows: Sequence[Row], passed: Callable[[Row], bool]) -> Errors:

@@ -64,7 +64,7 @@ def works(row: Row) -> bool:
     return bool(row["methods"]["before"]["asr"] - row["base_rate"] >= BACKDOOR_MARGIN)
 
 
-def has_one_target(row: Row) -> bool:
+def one_target(row: Row) -> bool:
     """Whether there is a class for the search to name."""
     return row["true_target"] is not None
 

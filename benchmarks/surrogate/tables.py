@@ -11,19 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from gates import STATISTICS, Errors, errors_of, judged_by_gate, leave_one_out, separation, share, summed, transferred
-from lines import (
-    GATED,
-    HALVES,
-    METHODS,
-    Row,
-    architecture_of,
-    as_used,
-    has_one_target,
-    measured,
-    name_of,
-    read_rows,
-    works,
-)
+from lines import GATED, HALVES, METHODS, Row, architecture_of, as_used, measured, name_of, one_target, read_rows, works
 from scipy.stats import spearmanr
 
 from clp_plugin.reports.ranking import REMOVED_ASR, interval_of_mean
@@ -96,10 +84,10 @@ def groups_table(rows: Sequence[Row]) -> str:
     """Means of all networks, by target, data set, architecture and attack."""
     groupings: list[Callable[[Row], str]] = [
         lambda row: "all",
-        lambda row: "one target" if has_one_target(row) else "all-to-all",
+        lambda row: "one target" if one_target(row) else "all-to-all",
         lambda row: f"data: {row['dataset']}",
         lambda row: f"network: {architecture_of(row)}",
-        lambda row: f"attack: {row['attack']}" + ("" if has_one_target(row) else ", all-to-all"),
+        lambda row: f"attack: {row['attack']}" + ("" if one_target(row) else ", all-to-all"),
     ]
     cells = []
     for group_of in groupings:
@@ -143,9 +131,9 @@ def gates_table(rows: Sequence[Row]) -> str:
     cells = []
     for group in ("all", *sorted({architecture_of(row) for row in rows})):
         own = [row for row in rows if group in ("all", architecture_of(row))]
-        single = [row for row in own if works(row) and has_one_target(row)]
+        single = [row for row in own if works(row) and one_target(row)]
         passed = [row for row in single if row["accepted"]]
-        several = [row for row in own if works(row) and not has_one_target(row)]
+        several = [row for row in own if works(row) and not one_target(row)]
         clean, failed = (
             [row for row in own if not works(row) and (row["poison_rate"] == 0) == is_clean]
             for is_clean in (True, False)
