@@ -49,8 +49,9 @@ class SurrogatePruning:
 
     Source:
         Ours, not published and not validated at scale. The gate's two numbers were read off one clean and one repaired
-        network of one architecture; steps and weights were chosen on seven small networks. All-to-all attacks, several
-        triggers and attackers who know of it were not tried.
+        network of one architecture; steps and weights were chosen on seven small networks, the stop and the agreement on the
+        development half of docs/data-free.md. All-to-all attacks, several triggers and attackers who know of it were not
+        tried.
     """
 
     gate_size: int = 3
