@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ METHODS = (
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The latest line of each record and seed, in the order of the file; a line that a crash cut short is passed over."""
+def read_rows(path: Path, *, gate: Sequence[float] | None = None) -> list[Row]:
+    """The latest line of each record and seed, in the order of the file; a line that a crash cut short is passed over.
+
+    Args:
+        path: The file of lines; it may be missing.
+        gate: Side and success of a gate to judge them by instead of their own: they were measured past any.
+    """
     found: dict[tuple[object, ...], Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -27,7 +33,12 @@ def read_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
         found[key_of(row)] = row
-    return list(found.values())
+    return [_behind(row, *gate) if gate and "error" not in row else row for row in found.values()]
+
+
+def _behind(row: Row, size: float, success: float) -> Row:
+    passed = row["patch"]["size"] <= size and row["patch"]["success"] >= success
+    return {**row, "gate": {"size": size, "success": success}, "accepted": passed}
 
 
 def add_row(path: Path, row: Row) -> None:
@@ -71,6 +82,6 @@ def one_target(row: Row) -> bool:
 
 def as_used(row: Row, method: str) -> Row | None:
     """What a method does to a record: behind the gate, nothing where that is not passed; None if it could not be run."""
-    behind_gate = method in GATED and not row["accepted"]
+    stopped = method in GATED and not row["accepted"]
     before, one = row["methods"]["before"], row["methods"].get(method)
-    return {**before, "seconds": one["seconds"]} if behind_gate and one else one
+    return {**before, "seconds": one["seconds"]} if stopped and one else one

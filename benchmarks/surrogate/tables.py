@@ -1,6 +1,6 @@
 """The tables of a study of the surrogate, from its lines alone, in Markdown.
 
-python benchmarks/surrogate/tables.py study.jsonl
+python benchmarks/surrogate/tables.py study.jsonl [--gate 4 0.8]
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def groups_table(rows: Sequence[Row]) -> str:
     ]
     cells = []
     for group_of in groupings:
-        for group in sorted({group_of(row) for row in rows}):
+        groups = sorted({group_of(row) for row in rows})
+        for group in groups if len(groups) > 1 or groups == ["all"] else ():
             own = [row for row in rows if group_of(row) == group]
             cells.append(
                 [group, str(len(own)), *(_group_cell([as_used(row, name) for row in own]) for name in GROUPED)]
@@ -177,8 +178,8 @@ def networks_table(rows: Sequence[Row]) -> str:
     """One line a network: each method, the class named, the patch, the gate."""
     cells = []
     for row in sorted(rows, key=lambda row: (row["dataset"], architecture_of(row), name_of(row))):
-        truth = row["kind"] if row["true_target"] is None else row["true_target"]
-        named = f"{row['target']}" if row["target"] == truth else f"{row['target']} (true: {truth})"
+        truth = row["true_target"] if one_target(row) else row["kind"]
+        named = f"{row['target']}" + (f" (true: {truth})" if works(row) and row["target"] != truth else "")
         patch = f"{row['patch']['size']}x{row['patch']['size']}, {row['patch']['success']:.0%}"
         gate = "passed" if row["accepted"] else "stopped"
         used = [as_used(row, name) for name in GROUPED]
@@ -234,7 +235,11 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lines", type=Path, help="the file that study.py wrote")
-    print(tables(read_rows(parser.parse_args().lines)))
+    parser.add_argument(
+        "--gate", nargs=2, type=float, metavar=("SIZE", "SUCCESS"), help="another gate than the lines' own"
+    )
+    options = parser.parse_args()
+    print(tables(read_rows(options.lines, gate=options.gate)))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     assert cells(told, "rounds, past the gate")[2:6] == ["89.0", "0.0", "80.0", "0.995"]
     assert cells(told, "u=3")[2:6] == ["89.0", "0.0", "80.0", "0.995"]  # u = 3 has no gate
     assert "\n| EP |" not in told  # no record has what it needs
+    assert "data: digits" not in told  # one group is no group
     assert cells(told, "network: vgg")[2:4] == ["0.500 (90.0 / 100.0)", "0.995 (89.0 / 0.0)"]
     named = told[told.index("class named right") :]
     assert cells(named, "all")[1:4] == ["1 of 2 (9 to 91 %)", "1 of 1 (21 to 100 %)", "1 of 2 (9 to 91 %)"]
@@ -153,16 +154,27 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     assert miss[-3:] == ["3 (true: 0)", "3x3, 90%", "stopped"]
 
 
+def test_lines_can_be_judged_by_another_gate_than_their_own(tmp_path: Path, modules: dict[str, ModuleType]) -> None:
+    lines, file = modules["lines"], tmp_path / "study.jsonl"
+    for one in (row("hit", accepted=False, asr=1.0, size=4, success=0.9), row("miss", accepted=True, asr=1.0, size=5)):
+        lines.add_row(file, one)
+    lines.add_row(file, {"record": "broken", "seed": 0, "images": None, "error": "no memory"})
+    rows = lines.read_rows(file, gate=(4, 0.9))
+    assert [one.get("accepted") for one in rows] == [True, False, None]
+    assert [one.get("accepted") for one in lines.read_rows(file)] == [False, True, None]
+
+
 def test_networks_without_a_working_backdoor_stand_apart_with_what_they_lose(modules: dict[str, ModuleType]) -> None:
     rows = [
         row("clean", accepted=False, asr=0.01),
-        row("alarm", accepted=True, asr=0.01),
+        row("alarm", accepted=True, asr=0.01, target=4),
         row("all", accepted=False, asr=1.0, true_target=None),
         {"record": "/runs/broken", "seed": 0, "images": None, "error": "no BatchNorm", "half": "held-out"},
     ]
     told = modules["tables"].tables(rows)
     assert "**2 networks without one**" in told
     costs = told[told.index("without one") :]
+    assert cells(costs, "alarm (digits)")[-3:] == ["4", "3x3, 90%", "passed"]  # no class is the right one
     assert cells(costs, "rounds") == ["rounds", "2", "0.5", "1.0 (alarm)", "1"]
     assert cells(costs, "rounds, past the gate")[2] == "1.0"
     heads, all_of_them = cells(costs, " | class named right"), cells(costs[costs.index("class named right") :], "all")
