@@ -123,11 +123,8 @@ def main() -> None:
     parser.add_argument("lines", type=Path, help="the file that study.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the figures")
     parser.add_argument("--networks", nargs="+", help="records whose triggers are shown; by default one an attack")
-    parser.add_argument(
-        "--gate", nargs=2, type=float, metavar=("SIZE", "SUCCESS"), help="another gate than the lines' own"
-    )
     options = parser.parse_args()
-    rows = measured(read_rows(options.lines, gate=options.gate))
+    rows = measured(read_rows(options.lines))
     figures = {"gate": gate_figure(rows)}
     if infected := [row for row in rows if works(row)]:
         named = [row for row in infected if name_of(row) in (options.networks or ())]

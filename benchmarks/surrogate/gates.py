@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from lines import Row, architecture_of, one_target, works
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import mannwhitneyu
 
 Statistic = Callable[[Row], float]  # larger for a backdoor
 
@@ -29,17 +29,14 @@ class Errors:
     infected: int
 
 
-def share(count: int, total: int) -> str:
-    """Count and Wilson's 95 % interval of the rate, such as ``1 of 20 (1 to 24 %)``."""
-    if not total:
-        return "–"
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return f"{count} of {total} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
-
-
 def judged_by_gate(rows: Sequence[Row]) -> list[Row]:
     """The networks that a gate is judged by: without a working backdoor, or with one on a class that a search can name."""
     return [row for row in rows if one_target(row) or not works(row)]
+
+
+def behind(rows: Sequence[Row], passes: Callable[[Row], bool]) -> list[Row]:
+    """The lines as they would be behind another gate: whatever it lets pass was measured past any."""
+    return [row if "error" in row else {**row, "accepted": passes(row)} for row in rows]
 
 
 def errors_of(rows: Sequence[Row], passed: Callable[[Row], bool]) -> Errors:
@@ -102,7 +99,7 @@ def separation(statistic: Statistic, rows: Sequence[Row]) -> float:
     return float(mannwhitneyu(infected, clean).statistic) / (len(infected) * len(clean))
 
 
-def success_at(size: int) -> Statistic:
+def success_at(size: float) -> Statistic:
     """Success of the patch if its side is at most ``size``, else 0."""
     return lambda row: row["patch"]["success"] if row["patch"]["size"] <= size else 0.0
 
@@ -123,6 +120,12 @@ def gap_of_losses(row: Row) -> float:
     return float(second - lowest)
 
 
+def ratio_of_losses(row: Row) -> float:
+    """Cross-entropy of the easiest class over that of the next easiest: small for a backdoor."""
+    lowest, second = sorted(row["losses"].values())[:2]
+    return float(lowest / second)
+
+
 def anomaly_of_losses(row: Row) -> float:
     """Median cross-entropy of all classes minus the lowest, in 1.4826 median absolute deviations, as Neural Cleanse has it."""
     losses = np.array(list(row["losses"].values()))
@@ -130,12 +133,14 @@ def anomaly_of_losses(row: Row) -> float:
     return float((np.median(losses) - losses.min()) / max(deviation, 1e-12))
 
 
+WRITTEN_DOWN = 0.2  # the largest ratio of losses that passes; before any held-out network was run (docs/data-free.md)
 STATISTICS: Mapping[str, Statistic] = {
     "success of a patch of at most 3x3": success_at(3),
     "success of a patch of at most 4x4": success_at(4),
     "smallest side with 80 % success": smallness,
     "lead over the next class's patch": lead_over_rival,
     "gap of losses to the next class": gap_of_losses,
+    "minus ratio of the two lowest losses": lambda row: -ratio_of_losses(row),
     "anomaly of the lowest loss (MAD)": anomaly_of_losses,
     "pattern's norm": lambda row: -row["pattern"]["norm"],
 }

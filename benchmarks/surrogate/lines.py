@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,8 @@ METHODS = (
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, *, gate: Sequence[float] | None = None) -> list[Row]:
-    """The latest line of each record and seed, in the order of the file; a line that a crash cut short is passed over.
-
-    Args:
-        path: The file of lines; it may be missing.
-        gate: Side and success of a gate to judge them by instead of their own: they were measured past any.
-    """
+def read_rows(path: Path) -> list[Row]:
+    """The latest line of each record and seed, in the order of the file; a line that a crash cut short is passed over."""
     found: dict[tuple[object, ...], Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -33,12 +27,7 @@ def read_rows(path: Path, *, gate: Sequence[float] | None = None) -> list[Row]:
         except json.JSONDecodeError:
             continue
         found[key_of(row)] = row
-    return [_behind(row, *gate) if gate and "error" not in row else row for row in found.values()]
-
-
-def _behind(row: Row, size: float, success: float) -> Row:
-    passed = row["patch"]["size"] <= size and row["patch"]["success"] >= success
-    return {**row, "gate": {"size": size, "success": success}, "accepted": passed}
+    return list(found.values())
 
 
 def add_row(path: Path, row: Row) -> None:

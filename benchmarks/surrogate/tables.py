@@ -1,6 +1,6 @@
 """The tables of a study of the surrogate, from its lines alone, in Markdown.
 
-python benchmarks/surrogate/tables.py study.jsonl [--gate 4 0.8]
+python benchmarks/surrogate/tables.py study.jsonl [--gate 4 0.8 | --ratio 0.2]
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from gates import STATISTICS, Errors, errors_of, judged_by_gate, leave_one_out, separation, share, summed, transferred
+from gate_tables import gate_by_architecture, gate_by_threshold
+from gates import behind, ratio_of_losses, success_at
+from layout import table
 from lines import GATED, HALVES, METHODS, Row, architecture_of, as_used, measured, name_of, one_target, read_rows, works
 from scipy.stats import spearmanr
 
@@ -26,7 +28,11 @@ def tables(rows: Sequence[Row]) -> str:
     for half in HALVES:
         if own := [row for row in done if row["half"] == half]:
             parts += [f"### {half.capitalize()}: {len(own)} networks", *half_tables(own)]
-    parts += ["### The gate's threshold, chosen on some networks and used on others", gate_table(done)] if done else []
+    parts += (
+        ["### The gate's threshold, chosen on some networks and used on others", gate_by_threshold(done)]
+        if done
+        else []
+    )
     parts += [f"failed: {row['record']}: {row['error']}" for row in rows if "error" in row]
     return "\n\n".join(parts)
 
@@ -40,7 +46,7 @@ def half_tables(rows: Sequence[Row]) -> list[str]:
         parts += ["DER (ACC / ASR in percent), means of groups", groups_table(infected)]
     if idle:
         parts += [f"**{len(idle)} networks without one**: what each method costs them", costs_table(idle)]
-    parts += ["**The class named and the gate**, with 95 % intervals of the rates", gates_table(rows)]
+    parts += ["**The class named and the gate**, with 95 % intervals of the rates", gate_by_architecture(rows)]
     if infected:
         parts += [tracking_line(infected)]
         parts += ["ACC / ASR / RA in percent, with a working backdoor", networks_table(infected)]
@@ -77,7 +83,7 @@ def methods_table(rows: Sequence[Row]) -> str:
         "ASR ≤ 10 %",
         "seconds",
     ]
-    return _table(heads, cells)
+    return table(heads, cells)
 
 
 def groups_table(rows: Sequence[Row]) -> str:
@@ -97,7 +103,7 @@ def groups_table(rows: Sequence[Row]) -> str:
             cells.append(
                 [group, str(len(own)), *(_group_cell([as_used(row, name) for row in own]) for name in GROUPED)]
             )
-    return _table(["", "networks", *GROUPED], cells)
+    return table(["", "networks", *GROUPED], cells)
 
 
 def _uses(rows: Sequence[Row]) -> dict[str, list[tuple[Row, Row]]]:
@@ -124,30 +130,7 @@ def costs_table(rows: Sequence[Row]) -> str:
         untouched = sum(one["pruned"] == 0 for _, one in pairs)
         mean = f"{np.mean([points for points, _ in lost]):.1f}"
         cells.append([name, str(len(lost)), mean, f"{max(lost)[0]:.1f} ({max(lost)[1]})", str(untouched)])
-    return _table(["method", "networks", "mean loss of ACC", "largest", "nothing pruned"], cells)
-
-
-def gates_table(rows: Sequence[Row]) -> str:
-    """Class named and the gate's misses and false alarms with intervals, in all and for each architecture."""
-    cells = []
-    for group in ("all", *sorted({architecture_of(row) for row in rows})):
-        own = [row for row in rows if group in ("all", architecture_of(row))]
-        single = [row for row in own if works(row) and one_target(row)]
-        passed = [row for row in single if row["accepted"]]
-        several = [row for row in own if works(row) and not one_target(row)]
-        clean, failed = (
-            [row for row in own if not works(row) and (row["poison_rate"] == 0) == is_clean]
-            for is_clean in (True, False)
-        )
-        counts = [(_right(part), len(part)) for part in (single, passed)]
-        counts += [(_stopped(part), len(part)) for part in (single, several)]
-        counts += [(len(part) - _stopped(part), len(part)) for part in (clean, failed)]
-        cells.append([group, *(share(count, total) for count, total in counts)])
-    heads = [
-        "", "class named right", "where the gate passed", "misses, one target", "misses, all-to-all", "false alarms, clean",
-        "false alarms, attack failed",
-    ]  # fmt: skip
-    return _table(heads, cells)
+    return table(["method", "networks", "mean loss of ACC", "largest", "nothing pruned"], cells)
 
 
 def tracking_line(rows: Sequence[Row]) -> str:
@@ -158,14 +141,6 @@ def tracking_line(rows: Sequence[Row]) -> str:
         "Rank correlation of the surrogate's success and the true ASR over the candidates of u: "
         f"{told}; {len(tracked)} networks on which both vary."
     )
-
-
-def _right(rows: Sequence[Row]) -> int:
-    return sum(row["target"] == row["true_target"] for row in rows)
-
-
-def _stopped(rows: Sequence[Row]) -> int:
-    return sum(not row["accepted"] for row in rows)
 
 
 def tracking(row: Row) -> float:
@@ -185,61 +160,33 @@ def networks_table(rows: Sequence[Row]) -> str:
         used = [as_used(row, name) for name in GROUPED]
         rates = [" / ".join(_percent(one[key]) for key in ("acc", "asr", "ra")) if one else "–" for one in used]
         cells.append([f"{name_of(row)} ({row['dataset']})", *rates, named, patch, gate])
-    return _table(["record", *GROUPED, "class", "patch, s", "gate"], cells)
-
-
-def gate_table(rows: Sequence[Row]) -> str:
-    """Errors of the gate as it stands, and of thresholds that other networks choose."""
-    judged = judged_by_gate(rows)
-    development, held_out = ([row for row in judged if row["half"] == half] for half in HALVES)
-    as_it_stands = [_errors(errors_of(part, lambda row: bool(row["accepted"]))) for part in (held_out, judged)]
-    cells = [["the gate as it stands", "–", *as_it_stands, ""]]
-    for name, statistic in STATISTICS.items():
-        folds = leave_one_out(statistic, judged)
-        moved = transferred(statistic, development, held_out)
-        cells.append([
-            name,
-            _number(separation(statistic, judged)),
-            f"{_errors(moved[1])}, from {moved[0]:.3g}" if moved else "–",
-            _errors(summed([errors for *_, errors in folds])) if folds else "–",
-            ", ".join(sorted({f"{threshold:.3g}" for _, threshold, _ in folds})),
-        ])  # fmt: skip
-    heads = [
-        "statistic", "area under ROC", "chosen on development, used on held-out", "one architecture left out",
-        "thresholds that the others chose",
-    ]  # fmt: skip
-    return "Errors: false alarms; misses (95 % intervals of the rates)\n\n" + _table(heads, cells)
-
-
-def _errors(errors: Errors) -> str:
-    return f"{share(errors.alarms, errors.clean)}; {share(errors.misses, errors.infected)}"
+    return table(["record", *GROUPED, "class", "patch, s", "gate"], cells)
 
 
 def _mean(rows: Iterable[Row], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"
-
-
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
-
-
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rule, *cells])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lines", type=Path, help="the file that study.py wrote")
-    parser.add_argument(
+    gates = parser.add_mutually_exclusive_group()
+    gates.add_argument(
         "--gate", nargs=2, type=float, metavar=("SIZE", "SUCCESS"), help="another gate than the lines' own"
     )
+    gates.add_argument("--ratio", type=float, help="a gate by the ratio of the two lowest losses")
     options = parser.parse_args()
-    print(tables(read_rows(options.lines, gate=options.gate)))
+    rows = read_rows(options.lines)
+    if options.gate:
+        size, success = options.gate
+        rows = behind(rows, lambda row: success_at(size)(row) >= success)
+    elif options.ratio:
+        rows = behind(rows, lambda row: ratio_of_losses(row) <= options.ratio)
+    print(tables(rows))
 
 
 if __name__ == "__main__":

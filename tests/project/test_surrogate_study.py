@@ -23,7 +23,7 @@ from clp_plugin.files.atomic import finite
 from clp_plugin.surrogate.images import dead_leaves
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "surrogate"
-NAMES = ("lines", "gates", "tables", "figures", "study")
+NAMES = ("lines", "layout", "gates", "gate_tables", "tables", "figures", "study")
 
 
 @pytest.fixture
@@ -154,14 +154,18 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     assert miss[-3:] == ["3 (true: 0)", "3x3, 90%", "stopped"]
 
 
-def test_lines_can_be_judged_by_another_gate_than_their_own(tmp_path: Path, modules: dict[str, ModuleType]) -> None:
-    lines, file = modules["lines"], tmp_path / "study.jsonl"
-    for one in (row("hit", accepted=False, asr=1.0, size=4, success=0.9), row("miss", accepted=True, asr=1.0, size=5)):
-        lines.add_row(file, one)
-    lines.add_row(file, {"record": "broken", "seed": 0, "images": None, "error": "no memory"})
-    rows = lines.read_rows(file, gate=(4, 0.9))
-    assert [one.get("accepted") for one in rows] == [True, False, None]
-    assert [one.get("accepted") for one in lines.read_rows(file)] == [False, True, None]
+def test_lines_can_be_judged_by_another_gate_than_their_own(modules: dict[str, ModuleType]) -> None:
+    gates = modules["gates"]
+    failed = {"record": "broken", "error": "no memory"}
+    rows = [
+        row("hit", accepted=False, asr=1.0, size=4, success=0.9),
+        row("miss", accepted=True, asr=1.0, size=5),
+        failed,
+    ]
+    wider = gates.behind(rows, lambda one: gates.success_at(4)(one) >= 0.9)
+    assert [one.get("accepted") for one in wider] == [True, False, None]
+    rows[1]["losses"]["0"] = 1.5
+    assert [gates.ratio_of_losses(one) for one in rows[:2]] == pytest.approx([0.1 / 3, 0.5])
 
 
 def test_networks_without_a_working_backdoor_stand_apart_with_what_they_lose(modules: dict[str, ModuleType]) -> None:
@@ -218,10 +222,11 @@ def test_halves_and_left_out_architectures_reach_the_gates_table(modules: dict[s
         row("h2", accepted=False, asr=0.0, success=0.2, architecture="a"),
         row("all", accepted=False, asr=1.0, true_target=None),  # no class to name: the gate is not judged by it
     ]
-    told = modules["tables"].gate_table(rows)
+    told = modules["gate_tables"].gate_by_threshold(rows)
     stands = cells(told, "the gate as it stands")
     assert stands[2] == "0 of 1 (0 to 79 %); 1 of 1 (21 to 100 %)"
     assert stands[3] == "0 of 2 (0 to 66 %); 1 of 2 (9 to 91 %)"
+    assert cells(told, "ratio of the two lowest losses")[3] == "2 of 2 (34 to 100 %); 0 of 2 (0 to 66 %)"
     by_success = cells(told, "success of a patch of at most 3x3")
     assert by_success[1] == "1.00"
     assert by_success[2] == "0 of 1 (0 to 79 %); 1 of 1 (21 to 100 %), from 0.7"
