@@ -40,8 +40,8 @@ class SearchEvasion(Evasion):
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    patches: Annotated[int, Field(ge=1)] = 4
-    steps: Annotated[int, Field(ge=1)] = 8
+    patches: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1)] = 6
 
     def hook(self, model: nn.Module, attack: Attack, scene: Scene) -> SearchHook:
         network = PixelNetwork(model, scene.images.mean, scene.images.std)

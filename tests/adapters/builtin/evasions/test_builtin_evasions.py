@@ -35,7 +35,7 @@ def test_what_is_typed_is_completed_by_the_defaults() -> None:
     )
     settings = attack_settings("blended", request)
     assert list(settings.evasions) == ["search", "sigma"]
-    assert settings.evasions["search"] == {"share": 1.0, "patches": 4, "steps": 8}
+    assert settings.evasions["search"] == {"share": 1.0, "patches": 2, "steps": 6}
     assert set(settings.evasions["sigma"]) == {"weight", "bound"}
 
 
