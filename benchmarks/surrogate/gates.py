@@ -121,9 +121,9 @@ def gap_of_losses(row: Row) -> float:
 
 
 def ratio_of_losses(row: Row) -> float:
-    """Cross-entropy of the easiest class over that of the next easiest: small for a backdoor."""
+    """Cross-entropy of the easiest class over that of the next easiest: small for a backdoor; 1 where both are 0."""
     lowest, second = sorted(row["losses"].values())[:2]
-    return float(lowest / second)
+    return float(lowest / second) if second else 1.0
 
 
 def anomaly_of_losses(row: Row) -> float:

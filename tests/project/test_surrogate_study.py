@@ -166,6 +166,8 @@ def test_lines_can_be_judged_by_another_gate_than_their_own(modules: dict[str, M
     assert [one.get("accepted") for one in wider] == [True, False, None]
     rows[1]["losses"]["0"] = 1.5
     assert [gates.ratio_of_losses(one) for one in rows[:2]] == pytest.approx([0.1 / 3, 0.5])
+    rows[0]["losses"] |= {"0": 0.0, "1": 0.0}
+    assert gates.ratio_of_losses(rows[0]) == 1.0  # two classes as easy as can be: none stands out
 
 
 def test_networks_without_a_working_backdoor_stand_apart_with_what_they_lose(modules: dict[str, ModuleType]) -> None:
