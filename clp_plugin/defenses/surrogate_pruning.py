@@ -50,8 +50,8 @@ class SurrogatePruning:
     Source:
         Ours, not published and not validated at scale. The gate's two numbers were read off one clean and one repaired
         network of one architecture; steps and weights were chosen on seven small networks, the stop and the agreement on the
-        development half of docs/data-free.md. All-to-all attacks, several triggers and attackers who know of it were not
-        tried.
+        development half of docs/data-free.md, which reports it on the other half. All-to-all attacks and several triggers
+        were not tried; an attacker who knows of the search can slip past the gate (docs/adaptive.md).
     """
 
     gate_size: int = 3

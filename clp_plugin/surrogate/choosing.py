@@ -91,9 +91,10 @@ def choose_u(
 ) -> ChosenThreshold:
     """Choose CLP's threshold with nothing but the weights.
 
-    A small patch is sought that sends images, synthesised from the BatchNorm statistics, to one class. The
-    largest candidate is chosen that leaves the patch a success of 20 % or less; if none does, the one that takes most of its
-    success for the least change of the logits of synthetic images. Where no patch is strong enough, nothing is pruned. An opt-in: its verdict is a hint that is not validated at scale.
+    A small patch is sought that sends images, synthesised from the BatchNorm statistics, to one class. The largest candidate
+    is chosen that leaves the patch a success of 20 % or less; if none does, the one that takes most of its success for the
+    least change of the logits of synthetic images. Where no patch is strong enough, nothing is pruned. An opt-in: its verdict
+    is a hint that is not validated at scale.
 
     Args:
         view: The network's linear layers.

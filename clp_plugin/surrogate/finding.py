@@ -32,8 +32,9 @@ class Gate:
         size: The largest side of a patch that counts as a trigger's.
         success: The least share of held-out synthetic images that it must send to its class.
 
-    The defaults separated 13 infected networks from one clean and one repaired network of one architecture, and were read
-    off those two: they are not validated, and a clean network may pass.
+    The defaults were read off one clean and one repaired network. On networks that took no part in it they let none pass of
+    those without a working backdoor, and stopped a third of the backdoors: waves, warps and triggers all over the image, which
+    no small patch stands for (docs/data-free.md).
     """
 
     size: int = 3
