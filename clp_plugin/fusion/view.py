@@ -69,7 +69,7 @@ class FusedView:
         layer  kind      channels  why
         1      fused            4  fed by 0
         4      head             2  classifier head: listed, not pruned
-        2 layers (1 fused, 1 head); found by following the tensors (meta)
+        2 layers (1 fused, 1 head); found by following the tensors (real forward pass)
     """
 
     model: nn.Module
