@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from clp_plugin.adapters.builtin.attacks.catalogue import attack_class
-from clp_plugin.adapters.builtin.evasions.catalogue import create_evasion, parse_evasions
+from clp_plugin.adapters.builtin.evasions.catalogue import parse_evasions
 from clp_plugin.adapters.builtin.plan import plan_attack
 from clp_plugin.adapters.builtin.poisoning import TriggerHook, clean_training_set, poisoned_training_set, record_images
 from clp_plugin.adapters.builtin.record import BuiltinAdapter
@@ -47,7 +47,7 @@ def main() -> None:
     clean, fixed = clean_training_set(plan.dataset, plan.parts), settings.trigger_after_augmentation
     scene = Scene(clean, plan.parts.poisoned, plan.rule, lambda: model, recipe, settings.seed)
     own = TriggerHook(attack, scene.poisoned) if fixed else BatchHook()
-    evasions = [create_evasion(name, options).hook(model, attack, scene) for name, options in settings.evasions.items()]
+    evasions = [each.hook(model, attack, scene) for each in plan.evasions]
     images = poisoned_training_set(clean, attack, plan.rule, scene.poisoned, stamp=not fixed)
     train(model, images, recipe, seed=settings.seed, hook=HooksInTurn([own, *evasions]))
     stored = record_images(plan.dataset, attack, plan.rule, plan.parts, sample=TRAINING_SAMPLE, seed=settings.seed)

@@ -89,7 +89,7 @@ def _picture(row: Row, key: str) -> NDArray[np.uint8]:
 
 def gate_figure(rows: Sequence[Row]) -> Figure:
     """Side and success of every network's patch, with and without a working backdoor; the gate's corner is shaded."""
-    sizes = sorted({row["patch"]["size"] for row in rows})
+    sizes, gate = sorted({row["patch"]["size"] for row in rows}), rows[0]["gate"]
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     groups = (("no working backdoor", GREY, "o", -0.22, False), ("working backdoor", RED, "D", 0.22, True))
@@ -103,9 +103,8 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
         axes.scatter(
             x, y, s=22, marker=marker, edgecolors=color, facecolors=face, label=f"{label}, {len(own)}", zorder=3
         )
-    axes.fill_between(
-        [-0.5, sizes.index(3) + 0.5 if 3 in sizes else -0.5], 80, 102, color=BLUE, alpha=0.12, linewidth=0
-    )
+    passing = sum(size <= gate["size"] for size in sizes)
+    axes.fill_between([-0.5, passing - 0.5], 100 * gate["success"], 102, color=BLUE, alpha=0.12, linewidth=0)
     axes.set_xticks(range(len(sizes)), [f"{size}x{size}" for size in sizes])
     axes.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 102), xlabel="the patch that was found", ylabel="success s, %")
     plain_axes(axes, grid="y")

@@ -105,8 +105,8 @@ def success_at(size: float) -> Statistic:
 
 
 def smallness(row: Row) -> float:
-    """Minus the side of the first patch that succeeds on 80 %; one more than the largest side for a search without one."""
-    return -row["patch"]["size"] if row["patch"]["success"] >= 0.8 else -6.0
+    """Minus the side of the first patch of the gate's success; one more than the largest side for a search without one."""
+    return -row["patch"]["size"] if row["patch"]["success"] >= row["gate"]["success"] else -6.0
 
 
 def lead_over_rival(row: Row) -> float:

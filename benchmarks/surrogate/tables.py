@@ -43,7 +43,10 @@ def half_tables(rows: Sequence[Row]) -> list[str]:
     parts = []
     if infected:
         parts += [f"**{len(infected)} networks with a working backdoor**, means in percent", methods_table(infected)]
-        parts += ["DER (ACC / ASR in percent), means of groups", groups_table(infected)]
+        parts += ["DER (ACC / ASR / RA in percent), means of groups", groups_table(infected)]
+    if passed := [row for row in infected if row["accepted"]]:
+        parts += [f"**{len(passed)} of them passed the gate**, means in percent", methods_table(passed)]
+        parts += ["What each method costs these", costs_table(passed)]
     if idle:
         parts += [f"**{len(idle)} networks without one**: what each method costs them", costs_table(idle)]
     parts += ["**The class named and the gate**, with 95 % intervals of the rates", gate_by_architecture(rows)]
@@ -61,11 +64,11 @@ def methods_table(rows: Sequence[Row]) -> str:
     for name, pairs in _uses(rows).items():
         used = [one for _, one in pairs]
         rates = [_percent(_mean(used, key)) for key in ("acc", "asr", "ra")]
-        behind = np.array([100 * (one["der"] - row["methods"]["best u (oracle)"]["der"]) for row, one in pairs])
-        interval = "({:+.1f} to {:+.1f})".format(*interval_of_mean(behind))
+        points = np.array([100 * (one["der"] - row["methods"]["best u (oracle)"]["der"]) for row, one in pairs])
+        interval = "({:+.1f} to {:+.1f})".format(*interval_of_mean(points))
         ders = [
             f"{_mean(used, 'der'):.3f}",
-            f"{behind.mean():+.1f} {interval}",
+            f"{points.mean():+.1f} {interval}",
             f"{min(one['der'] for one in used):.3f}",
         ]
         seconds = [one["seconds"] for one in used if one["seconds"] is not None]
@@ -119,11 +122,12 @@ def _group_cell(found: Sequence[Row | None]) -> str:
     if not used:
         return "–"
     some = f", {len(used)} of them" if len(used) < len(found) else ""
-    return f"{_mean(used, 'der'):.3f} ({_percent(_mean(used, 'acc'))} / {_percent(_mean(used, 'asr'))}{some})"
+    rates = " / ".join(_percent(_mean(used, key)) for key in ("acc", "asr", "ra"))
+    return f"{_mean(used, 'der'):.3f} ({rates}{some})"
 
 
 def costs_table(rows: Sequence[Row]) -> str:
-    """Points of accuracy that each method takes from networks that need no repair."""
+    """Points of accuracy that each method takes from networks."""
     cells = []
     for name, pairs in list(_uses(rows).items())[1:]:  # without "before"
         lost = [(100 * (row["methods"]["before"]["acc"] - one["acc"]), name_of(row)) for row, one in pairs]

@@ -108,6 +108,7 @@ class AttackRequest:
             "weight_decay", "image_size", "n_train", "n_test", "fixed_trigger", "evade",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked}
+        # 0 is given: --poison-rate 0 makes a clean twin.
         return {name: value for name, value in values.items() if not (value is None or value is False or value == [])}
 
 

@@ -145,7 +145,9 @@ def test_behind_a_gate_that_is_not_passed_the_gated_methods_change_nothing(modul
     assert cells(told, "u=3")[2:6] == ["89.0", "0.0", "80.0", "0.995"]  # u = 3 has no gate
     assert "\n| EP |" not in told  # no record has what it needs
     assert "data: digits" not in told  # one group is no group
-    assert cells(told, "network: vgg")[2:4] == ["0.500 (90.0 / 100.0)", "0.995 (89.0 / 0.0)"]
+    assert cells(told, "network: vgg")[2:4] == ["0.500 (90.0 / 100.0 / 0.0)", "0.995 (89.0 / 0.0 / 80.0)"]
+    passed = told[told.index("1 of them passed the gate") :]
+    assert cells(passed, "rounds")[1:6] == ["1", "89.0", "0.0", "80.0", "0.995"]
     named = told[told.index("class named right") :]
     assert cells(named, "all")[1:4] == ["1 of 2 (9 to 91 %)", "1 of 1 (21 to 100 %)", "1 of 2 (9 to 91 %)"]
     assert cells(named, "vgg")[1:4] == ["0 of 1 (0 to 79 %)", "–", "1 of 1 (21 to 100 %)"]
