@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from tiny_parts import CHAIN, HEAD, Wired, case, chain, classify, conv, fused
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import FrozenBatchNorm2d
-
-from .parts import CHAIN, HEAD, Wired, case, chain, classify, conv, fused
 
 
 @case(CHAIN)

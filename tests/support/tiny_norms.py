@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
+from tiny_parts import HEAD, Wired, case, chain, classify, conv, fused
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.qat import ConvBn2d
 from torch.ao.quantization import disable_fake_quant, disable_observer, get_default_qat_qconfig
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import DeformConv2d
-
-from .parts import HEAD, Wired, case, chain, classify, conv, fused
 
 
 def _normalized(norm: nn.Module) -> nn.Module:

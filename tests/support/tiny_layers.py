@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from tiny_parts import CHAIN, HEAD, Wired, case, chain, classify, conv, fused
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-
-from .parts import CHAIN, HEAD, Wired, case, chain, classify, conv, fused
 
 
 @case(fused(bn1="conv1", bn2="fc1") | HEAD, shape=(3, 4, 4))
